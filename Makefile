@@ -1,0 +1,62 @@
+# `make lecture` runs the lecture, `make test` checks it. `make help` lists the rest.
+PYTHON ?= python3
+VENV   ?= .venv
+# On Linux, pip's torch is a 3 GB CUDA build. To take PyTorch's CPU wheels instead (200 MB),
+# give their index: pytorch.org/get-started/locally shows it under "CPU".
+#   make lecture TORCH_INDEX=<that address>
+TORCH_INDEX ?=
+# One notebook instead of all: make lecture NB=08
+NB ?=
+
+BIN := $(VENV)/bin
+RUN := $(BIN)/python
+export PYTHONUTF8 := 1
+
+.PHONY: help lecture test setup models lab check notebooks slides links record slow clean
+help:       ## list the targets
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+lecture: setup   ## set up, run every notebook, write build/index.html (NB=08 runs one)
+	$(RUN) tools/lecture.py run $(NB)
+
+test: setup      ## set up, run the unit tests, then every notebook under nbval
+	$(RUN) -m pytest tests
+	$(RUN) -m pytest --nbval-lax notebooks
+
+setup: $(VENV)/.installed models   ## only set up: the virtual environment and the models
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(RUN) -m pip install --index-url $(TORCH_INDEX) torch)
+	$(RUN) -m pip install --editable '.[all]'
+	@touch $@
+
+models: $(VENV)/.installed
+	$(RUN) -m lecture_utils.models fetch
+
+lab: setup       ## open JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+check: $(VENV)/.installed   ## ruff and the notebook contract, in seconds
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check lecture_utils tests tools
+	$(RUN) -m pytest -q tests/test_notebooks.py tests/test_repository.py
+
+notebooks: setup   ## execute in place and clean: what is committed is as run
+	$(RUN) tools/lecture.py refresh $(NB)
+
+slides: $(VENV)/.installed   ## one self-contained HTML deck a notebook, under build/slides
+	$(RUN) tools/lecture.py slides $(NB)
+
+links: $(VENV)/.installed    ## rewrite badges, setup cells and citation (REPO=owner/name)
+	$(RUN) tools/links.py $(REPO)
+
+record: setup    ## reproduce the recorded runs of 08 (about 45 minutes on two cores)
+	$(RUN) -m lecture_utils.finetuning record
+
+slow: setup      ## the tests marked slow
+	$(RUN) -m pytest -m slow tests
+
+clean:           ## remove what was built (the environment and the models stay)
+	rm -rf build .pytest_cache .ruff_cache notebooks/runs

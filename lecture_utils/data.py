@@ -1,0 +1,125 @@
+"""The lecture's data sets, packaged with the code, and how a pair becomes text.
+
+``lecture_qa``: 1,400 question/answer pairs on the lecture (1,260 to train on, 140 held-out
+phrasings), 20 facts never trained on, 60 questions the lecture does not answer.
+"""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+ASSETS = Path(__file__).parent / "assets"
+QA_SPLITS = ("train", "test", "untrained", "unanswerable")
+
+
+class DataError(ValueError):
+    """A row or file is not what the format says; the message names the line and the remedy."""
+
+
+def outline() -> dict[str, dict]:
+    """Return the plan of the lecture: notebook name -> title, lecture sections, gpu, headings."""
+    with open(Path(__file__).parent / "outline.toml", "rb") as file:
+        return tomllib.load(file)
+
+
+def read_jsonl(path: Path | str) -> list[dict]:
+    """Return the rows of a JSON-lines file. Raises DataError naming the first bad line."""
+    rows = []
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file.") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 (byte {error.start}). Save it as UTF-8.") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}).") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: a {type(row).__name__}, but each line must be a JSON object.")
+        rows.append(row)
+    return rows
+
+
+def lecture_qa():
+    """Return the question/answer data as a ``datasets.DatasetDict`` with the splits
+    ``train`` (1,260), ``test`` (140), ``untrained`` (20) and ``unanswerable`` (60)."""
+    from datasets import Dataset, DatasetDict
+
+    folder = ASSETS / "lecture_qa"
+    return DatasetDict({split: Dataset.from_list(read_jsonl(folder / f"{split}.jsonl")) for split in QA_SPLITS})
+
+
+def own_pairs(path: Path | str):
+    """Return your own question/answer pairs as a ``datasets.Dataset``.
+
+    One JSON object a line with the strings ``question`` and ``answer``; ``key`` (what a
+    right answer must contain) is optional, other fields are kept out. Raises DataError
+    with file, line and what to mend.
+    """
+    from datasets import Dataset
+
+    pairs = []
+    for number, row in enumerate(read_jsonl(path), 1):
+        for field in ("question", "answer"):
+            value = row.get(field)
+            if not isinstance(value, str) or not value.strip():
+                raise DataError(
+                    f"{path}, pair {number}: {field!r} is {'missing' if value is None else 'not a filled string'}. "
+                    'Each line looks like {"question": "...", "answer": "..."}.'
+                )
+        if not isinstance(row.get("key", ""), str):
+            raise DataError(f"{path}, pair {number}: 'key' must be a string.")
+        pairs.append({"question": row["question"], "answer": row["answer"], "key": row.get("key", "")})
+    if not pairs:
+        raise DataError(f"{path}: no pairs in it.")
+    return Dataset.from_list(pairs)
+
+
+def _normal(text: str) -> str:
+    """Lower case, one kind of hyphen, single spaces: for comparing, not for showing."""
+    return re.sub(r"\s+", " ", re.sub("[\u2010-\u2015\u2212]", "-", text)).casefold().strip()
+
+
+def words(text: str) -> list[str]:
+    """Return the lower-case words and numbers of a text (``6,738`` and ``q_proj`` are one)."""
+    return re.findall(r"\w(?:[\w.,'+/^-]*\w)?", _normal(text))
+
+
+def contains_key(text: str, key: str) -> bool:
+    """Does ``text`` contain ``key`` as a whole word or number, whatever its case?
+
+    ``"15"`` is not in ``"150"``, ``"0.15"`` or ``"15.6"``. Raises ValueError for an empty key.
+    """
+    if not key.strip():
+        raise ValueError("key is empty: every text would contain it.")
+    whole = rf"(?<!\w)(?<!\d[.,]){re.escape(_normal(key))}(?!\w)(?![.,]\d)"
+    return re.search(whole, _normal(text)) is not None
+
+
+def chat(question: str, answer: str | None = None) -> list[dict]:
+    """Return a pair as chat messages (only the user's when there is no answer)."""
+    messages = [{"role": "user", "content": question}]
+    return messages + ([{"role": "assistant", "content": answer}] if answer is not None else [])
+
+
+def render(tokenizer, question: str, answer: str | None = None, **template_options) -> tuple[str, str]:
+    """Return ``(prompt, completion)`` as the model's chat template writes them.
+
+    The completion ends with the end-of-turn token (nothing after it is to be learnt); it is
+    empty without an answer. Tokenize both with ``add_special_tokens=False``: the template
+    has put the special tokens in. Raises DataError if the template rewrites the prompt.
+    """
+    prompt = tokenizer.apply_chat_template(
+        chat(question), tokenize=False, add_generation_prompt=True, **template_options
+    )
+    if answer is None:
+        return prompt, ""
+    whole = tokenizer.apply_chat_template(chat(question, answer), tokenize=False, **template_options)
+    if not whole.startswith(prompt):
+        raise DataError("This chat template does not continue its own prompt; prompt and answer cannot be told apart.")
+    return prompt, whole[len(prompt) :].rstrip()

@@ -1,0 +1,148 @@
+"""Judging answers: does it contain the key, how many words are right, how surprised is the model?"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+from lecture_utils.data import contains_key, render, words
+
+
+def token_f1(answer: str, reference: str) -> float:
+    """Return the F1 of the words shared by answer and reference (SQuAD's, 1606.05250 section 6.1)."""
+    a, b = Counter(words(answer)), Counter(words(reference))
+    shared = sum((a & b).values())
+    return 2 * shared / (a.total() + b.total()) if shared else 0.0
+
+
+def rouge_l(answer: str, reference: str) -> float:
+    """Return ROUGE-L: the F-measure of the longest common subsequence of words (Lin 2004, section 3)."""
+    a, b = words(answer), words(reference)
+    row = [0] * (len(b) + 1)
+    for x in a:
+        diagonal = 0
+        for j, y in enumerate(b, 1):
+            diagonal, row[j] = row[j], diagonal + 1 if x == y else max(row[j], row[j - 1])
+    return 2 * row[-1] / (len(a) + len(b)) if row[-1] else 0.0
+
+
+def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """Return the Wilson score interval of a proportion (95 % for z = 1.96)."""
+    if total <= 0 or not 0 <= right <= total:
+        raise ValueError(f"right={right} of total={total} is no proportion.")
+    p, z2 = right / total, z * z
+    middle, half = p + z2 / (2 * total), z * math.sqrt(p * (1 - p) / total + z2 / (4 * total**2))
+    return max(0.0, (middle - half) / (1 + z2 / total)), min(1.0, (middle + half) / (1 + z2 / total))
+
+
+def _batches(rows: list, size: int):
+    return (rows[i : i + size] for i in range(0, len(rows), size))
+
+
+def answer_loss(model, tokenizer, pairs, batch_size: int = 8, **template_options) -> float:
+    """Return the mean loss in nats per answer token (the end-of-turn token included).
+
+    pairs: rows with ``question`` and ``answer``. exp of it is the answers' perplexity.
+    Only the answers' positions go through the output head.
+    """
+    import torch
+
+    pad, rows = tokenizer.pad_token_id, []
+    for pair in pairs:
+        prompt, completion = render(tokenizer, pair["question"], pair["answer"], **template_options)
+        prompt = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        rows.append((prompt, tokenizer(completion, add_special_tokens=False)["input_ids"]))
+    rows.sort(key=lambda row: len(row[0]) + len(row[1]))
+    loss, count = 0.0, 0
+    with torch.inference_mode():
+        for batch in _batches(rows, batch_size):
+            longest = max(len(p) + len(c) for p, c in batch)
+            ids = torch.tensor([p + c + [pad] * (longest - len(p) - len(c)) for p, c in batch])
+            labels = torch.tensor([[-100] * len(p) + c + [-100] * (longest - len(p) - len(c)) for p, c in batch])
+            attended = torch.tensor([[1] * len(p + c) + [0] * (longest - len(p + c)) for p, c in batch])
+            part, n = completion_loss(model, ids.to(model.device), attended.to(model.device), labels.to(model.device))
+            loss, count = loss + part.item(), count + n
+    return loss / count
+
+
+def completion_loss(model, ids, attention_mask, labels):
+    """Return (summed cross-entropy, number of tokens) over the labelled positions alone.
+
+    ids, attention_mask, labels: (batch, time); -100 in labels is not counted. The output
+    head, a matrix of vocabulary x width, runs only on the columns of time in which some row
+    has a label: on short answers after longer prompts that is less than half the work.
+    """
+    import torch
+
+    shifted = labels[:, 1:]  # position t predicts token t + 1
+    columns = (shifted != -100).any(0).nonzero().squeeze(1)
+    logits = model(input_ids=ids, attention_mask=attention_mask, logits_to_keep=columns, use_cache=False).logits
+    target = shifted[:, columns]
+    wanted = target != -100
+    loss = torch.nn.functional.cross_entropy(logits[wanted].float(), target[wanted], reduction="sum")
+    return loss, int(wanted.sum())
+
+
+def generate_answers(model, tokenizer, questions, max_new_tokens: int = 40, batch_size: int = 32, **template_options):
+    """Return the model's greedy answers to ``questions``, in their order.
+
+    Batched generation pads on the left, so that every prompt ends where its answer starts.
+    """
+    import torch
+
+    prompts = [render(tokenizer, question, **template_options)[0] for question in questions]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers = [""] * len(prompts)
+    for batch in _batches(order, batch_size):
+        inputs = tokenizer(
+            [prompts[i] for i in batch],
+            add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt",
+        ).to(model.device)  # fmt: skip
+        with torch.inference_mode():
+            out = model.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            )
+        new = out[:, inputs["input_ids"].shape[1] :]
+        for i, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+            answers[i] = text.strip()
+    return answers
+
+
+@dataclass
+class Report:
+    """What an evaluation found; ``str()`` is one line."""
+
+    loss: float  # nats per answer token
+    f1: float
+    rouge_l: float
+    right: int  # answers that contain their key
+    total: int
+    answers: list[str] = field(repr=False, default_factory=list)
+
+    @property
+    def key_accuracy(self) -> float:
+        return self.right / self.total
+
+    def __str__(self) -> str:
+        low, high = wilson(self.right, self.total)
+        return (
+            f"answer loss {self.loss:.2f} (perplexity {math.exp(self.loss):.1f})   token F1 {self.f1:.2f}   "
+            f"ROUGE-L {self.rouge_l:.2f}   key {self.right}/{self.total} = {self.key_accuracy:.0%} "
+            f"[{low:.0%}, {high:.0%}]"
+        )
+
+
+def evaluate(model, tokenizer, pairs, **template_options) -> Report:
+    """Answer every question of ``pairs`` (question, answer, key) greedily and judge. The model
+    is put into eval mode: with dropout on, the answers would be noise."""
+    model.eval()
+    pairs = list(pairs)
+    answers = generate_answers(model, tokenizer, [p["question"] for p in pairs], **template_options)
+    n = len(pairs)
+    return Report(
+        loss=answer_loss(model, tokenizer, pairs, **template_options),
+        f1=sum(token_f1(a, p["answer"]) for a, p in zip(answers, pairs, strict=True)) / n,
+        rouge_l=sum(rouge_l(a, p["answer"]) for a, p in zip(answers, pairs, strict=True)) / n,
+        right=sum(contains_key(a, p["key"]) for a, p in zip(answers, pairs, strict=True)),
+        total=n,
+        answers=answers,
+    )

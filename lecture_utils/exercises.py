@@ -1,0 +1,59 @@
+"""Exercises that say right or wrong, and why. An untouched one says so and passes.
+
+An attempt starts as ``...`` (Ellipsis); every check below takes it as "not attempted yet".
+"""
+
+import math
+
+NOT_YET = "Exercise {name}: not attempted yet. Replace the ... and run this cell again."
+
+
+def _say(name: str, right: bool, why: str) -> bool:
+    print(f"Exercise {name}: {'right' if right else 'not yet'}. {why}")
+    return right
+
+
+def check_number(name: str, attempt, expected: float, why: str, hint: str, rel: float = 1e-3) -> bool | None:
+    """Compare a number with the expected one (relative tolerance ``rel``).
+
+    Returns True, False, or None when not attempted. Never raises for a wrong attempt.
+    """
+    if attempt is ...:
+        print(NOT_YET.format(name=name))
+        return None
+    try:
+        value = float(attempt)
+    except (TypeError, ValueError):
+        return _say(name, False, f"A number is expected, not {attempt!r}.")
+    right = math.isclose(value, expected, rel_tol=rel)
+    return _say(name, right, why if right else hint)
+
+
+def check_choice(name: str, attempt, expected, why: str, hints: dict) -> bool | None:
+    """Compare a choice with the expected one; ``hints`` says for each wrong one why it is wrong."""
+    if attempt is ...:
+        print(NOT_YET.format(name=name))
+        return None
+    right = attempt == expected
+    return _say(name, right, why if right else hints.get(attempt, f"{attempt!r} is not among the choices."))
+
+
+def check_function(name: str, attempt, cases, why: str, hint: str) -> bool | None:
+    """Call ``attempt(*arguments)`` for each ``(arguments, expected)`` of ``cases`` and compare.
+
+    Floats are compared to 1e-6. The first case that fails is shown. A function that returns
+    ``...`` is not attempted yet.
+    """
+    for arguments, expected in cases:
+        try:
+            got = attempt(*arguments)
+        except Exception as error:  # a student's code may raise anything
+            return _say(name, False, f"It raised {type(error).__name__}: {error}. {hint}")
+        if got is ...:
+            print(NOT_YET.format(name=name))
+            return None
+        close = isinstance(expected, float) and isinstance(got, int | float) and math.isclose(got, expected, abs_tol=1e-6)
+        if not (close or got == expected):
+            shown = ", ".join(map(repr, arguments))
+            return _say(name, False, f"For ({shown}) it gives {got!r}, expected {expected!r}. {hint}")
+    return _say(name, True, why)

@@ -1,0 +1,62 @@
+"""What finetuning takes in memory, from the shapes of a model (no weights needed).
+
+GB = 10^9 bytes. Everything here is arithmetic; only ``activations`` is an estimate.
+"""
+
+from lecture_utils.models import Shape, card
+
+NF4_BITS = 4 + 32 / 64  # a value and its share of the fp32 scale of a block of 64
+NF4_DQ_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # scales in 8 bits, their scales in fp32 per 256: 4.127
+
+
+def lora_parameters(shape: Shape, rank: int, targets: str | tuple[str, ...] = "all-linear") -> int:
+    """Return how many parameters LoRA adds: rank x (inputs + outputs) a matrix (2106.09685 section 4).
+
+    targets: ``"all-linear"`` or names such as ``("q_proj", "v_proj")``. Raises ValueError
+    for a rank below 1 or an unknown name.
+    """
+    if rank < 1:
+        raise ValueError(f"rank={rank}: LoRA needs a rank of at least 1.")
+    matrices = shape.linear_layers()
+    wanted = tuple(matrices) if targets == "all-linear" else targets
+    if unknown := [name for name in wanted if name not in matrices]:
+        raise ValueError(f"targets {unknown} are no linear layers of this model: {', '.join(matrices)}.")
+    return shape.layers * sum(rank * sum(matrices[name]) for name in wanted)
+
+
+def weight_bytes(shape: Shape, quantization: str | None, double_quant: bool = True, other_bytes: int = 2) -> float:
+    """Return the bytes of the weights: the blocks' matrices in ``quantization`` (None, "nf4",
+    "int8"), embeddings, head and norms in ``other_bytes`` each."""
+    bits = {None: 8 * other_bytes, "int8": 8, "nf4": NF4_DQ_BITS if double_quant else NF4_BITS}[quantization]
+    inside = shape.layers * sum(i * o for i, o in shape.linear_layers().values())
+    return inside * bits / 8 + (shape.parameters() - inside) * other_bytes
+
+
+def activations(shape: Shape, tokens: int, checkpointing: bool, compute_bytes: int = 2) -> float:
+    """Estimate the bytes of activations kept for the backward pass of ``tokens`` tokens.
+
+    A block keeps about 10 vectors of its width and 4 of its feed-forward width a token, the
+    head two fp32 rows of logits; with checkpointing the blocks keep their inputs alone, and
+    one block's activations exist at a time. Attention scores are not counted (short texts).
+    """
+    block = tokens * compute_bytes * (10 * shape.width + 4 * shape.feed_forward)
+    logits = tokens * 2 * 4 * shape.vocabulary
+    if checkpointing:
+        return block + shape.layers * tokens * compute_bytes * shape.width + logits
+    return shape.layers * block + logits
+
+
+def budget(recipe, tokens_per_row: int = 64) -> list[dict]:
+    """Return the parts of a recipe's memory as rows for ``plotting.table``, the sum last."""
+    shape = card(recipe.model).shape
+    adapter = lora_parameters(shape, recipe.rank, recipe.targets)
+    parts = {
+        f"weights ({recipe.quantization or '16 bit'})": weight_bytes(shape, recipe.quantization, recipe.double_quant),
+        f"adapter, fp32 ({adapter:,} parameters)": 4 * adapter,
+        "its gradients and two Adam moments, fp32": 12 * adapter,
+        f"activations, estimated ({recipe.batch_size} x {tokens_per_row} tokens)": activations(
+            shape, recipe.batch_size * tokens_per_row, recipe.checkpointing
+        ),
+    }
+    rows = [{"part": name, "GB": round(size / 1e9, 2)} for name, size in parts.items()]
+    return rows + [{"part": "sum", "GB": round(sum(parts.values()) / 1e9, 2)}]

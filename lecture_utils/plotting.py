@@ -1,0 +1,73 @@
+"""Figures and tables that read the same in light and dark, in a slide and in a screen reader."""
+
+import html
+import inspect
+import io
+
+# Okabe and Ito's palette: told apart by readers with any common colour blindness.
+BLUE, ORANGE, GREEN, RED, SKY, PINK, YELLOW = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442",
+)  # fmt: skip
+GREY = "#666666"
+
+
+def figure(width: float = 7.0, height: float = 3.2, columns: int = 1, rows: int = 1, **options):
+    """Return ``(figure, axes)`` in the lecture's style: opaque white, no top or right spine."""
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        fig, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
+    fig.patch.set_facecolor("white")
+    return fig, axes
+
+
+def show_figure(fig, alt: str) -> None:
+    """Display a figure as PNG with its alternative text, and close it.
+
+    alt: what the figure shows, in one or two sentences. Raises ValueError if it is empty.
+    """
+    import matplotlib.pyplot as plt
+    from IPython.display import Image, display
+
+    if not alt.strip():
+        raise ValueError("alt is empty: say in a sentence what the figure shows.")
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=110, facecolor="white")
+    plt.close(fig)
+    display(Image(buffer.getvalue(), alt=alt), metadata={"image/png": {"alt": alt}})
+
+
+def table(rows: list[dict], caption: str = ""):
+    """Return rows (dicts with the same keys) as an HTML table; every value is escaped.
+
+    Numbers are set right, texts left. Raises ValueError for no rows or unequal keys.
+    """
+    from IPython.display import HTML
+
+    if not rows:
+        raise ValueError("rows is empty: there is nothing to show.")
+    head = list(rows[0])
+    if any(list(row) != head for row in rows):
+        raise ValueError("rows differ in their keys: a table has the same columns throughout.")
+    cell = '<td style="text-align:{side};vertical-align:top">{text}</td>'
+
+    def render(value):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        return cell.format(side="right" if number else "left", text=html.escape(text).replace("\n", "<br>"))
+
+    lines = [f"<caption>{html.escape(caption)}</caption>"] if caption else []
+    lines.append("<tr>" + "".join(f'<th style="text-align:left">{html.escape(str(h))}</th>' for h in head) + "</tr>")
+    lines += ["<tr>" + "".join(render(row[h]) for h in head) + "</tr>" for row in rows]
+    return HTML("<table>" + "\n".join(lines) + "</table>")
+
+
+def show(thing) -> None:
+    """Display the source of one of the lecture's functions, classes or modules, highlighted."""
+    from IPython.display import HTML, display
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+
+    source = inspect.getsource(thing)
+    display(HTML(highlight(source, PythonLexer(), HtmlFormatter(noclasses=True, nobackground=True))))
