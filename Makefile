@@ -53,7 +53,7 @@ links: $(VENV)/.installed    ## rewrite badges, setup cells and citation (REPO=o
 	$(RUN) tools/links.py $(REPO)
 
 record: setup    ## reproduce the recorded runs of 08 (about 45 minutes on two cores)
-	$(RUN) -m lecture_utils.finetuning record
+	$(RUN) tools/record_08.py
 
 slow: setup      ## the tests marked slow
 	$(RUN) -m pytest -m slow tests

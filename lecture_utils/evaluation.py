@@ -38,7 +38,7 @@ def _batches(rows: list, size: int):
     return (rows[i : i + size] for i in range(0, len(rows), size))
 
 
-def answer_loss(model, tokenizer, pairs, batch_size: int = 8, **template_options) -> float:
+def answer_loss(model, tokenizer, pairs, batch_size: int = 35, **template_options) -> float:
     """Return the mean loss in nats per answer token (the end-of-turn token included).
 
     pairs: rows with ``question`` and ``answer``. exp of it is the answers' perplexity.
@@ -82,7 +82,7 @@ def completion_loss(model, ids, attention_mask, labels):
     return loss, int(wanted.sum())
 
 
-def generate_answers(model, tokenizer, questions, max_new_tokens: int = 40, batch_size: int = 32, **template_options):
+def generate_answers(model, tokenizer, questions, max_new_tokens: int = 32, batch_size: int = 70, **template_options):
     """Return the model's greedy answers to ``questions``, in their order.
 
     Batched generation pads on the left, so that every prompt ends where its answer starts.

@@ -52,7 +52,9 @@ def check_function(name: str, attempt, cases, why: str, hint: str) -> bool | Non
         if got is ...:
             print(NOT_YET.format(name=name))
             return None
-        close = isinstance(expected, float) and isinstance(got, int | float) and math.isclose(got, expected, abs_tol=1e-6)
+        close = (
+            isinstance(expected, float) and isinstance(got, int | float) and math.isclose(got, expected, abs_tol=1e-6)
+        )
         if not (close or got == expected):
             shown = ", ".join(map(repr, arguments))
             return _say(name, False, f"For ({shown}) it gives {got!r}, expected {expected!r}. {hint}")

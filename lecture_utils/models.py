@@ -383,7 +383,7 @@ def load_chat_model(name: str = LAPTOP_MODEL, quantization: str | None = None, d
     from lecture_utils import runtime
 
     dtype = dtype or runtime.compute_dtype()
-    settings = {"dtype": dtype, "device_map": {"": runtime.device()}}
+    settings = {"dtype": dtype, "device_map": runtime.device_map()}
     if (config := quantization_config(quantization, dtype, double_quant)) is not None:
         settings["quantization_config"] = config
     tokenizer = load_tokenizer(name)
@@ -406,6 +406,14 @@ def load_chat_model(name: str = LAPTOP_MODEL, quantization: str | None = None, d
     if model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
+    for module in model.modules():
+        # On CPUs with AVX512-BF16, bitsandbytes would repack a 4-bit weight at its first use in
+        # eval mode, rounding its scales to bf16. No faster here, and it must stay trainable.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    # generate() hands the head the last position of each row, a strided view. With a frozen
+    # head torch then multiplies batch by batch, expanding it: 2 GB for 35 rows. Copy the view.
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     return model.eval(), tokenizer
 
 

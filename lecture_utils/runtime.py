@@ -37,10 +37,15 @@ def scale() -> str:
 
 
 def device() -> str:
-    """Return ``"cuda"`` at GPU scale, else ``"cpu"``."""
+    """Return ``"cuda"`` at GPU scale (one process's own card when several run), else ``"cpu"``."""
     import torch
 
     return "cuda" if scale() == "gpu" and torch.cuda.is_available() else "cpu"
+
+
+def device_map() -> dict[str, str | int]:
+    """Return where ``from_pretrained`` shall put the whole model: this process's device."""
+    return {"": int(os.environ.get("LOCAL_RANK", 0)) if device() == "cuda" else "cpu"}
 
 
 def cpu_has_bf16() -> bool:
@@ -110,6 +115,13 @@ def trim_memory() -> None:
     gc.collect()
     if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def faster_short_sequences(model) -> None:
+    """On a CPU, use plain attention: for rows of some 50 tokens it is quicker than the fused
+    kernel (measured in training, batch 4: 21 s against 24 s for 40 steps)."""
+    if device() == "cpu":
+        model.set_attn_implementation("eager")
 
 
 def peak_memory_gb() -> float:

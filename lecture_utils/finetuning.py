@@ -1,0 +1,345 @@
+"""QLoRA finetuning: the recipes, the trainer, and the same from the command line.
+
+    python -m lecture_utils.finetuning --recipe laptop --data my.jsonl --output runs/mine
+    python -m lecture_utils.finetuning --chat runs/mine
+
+``my.jsonl`` has one JSON object a line: {"question": "...", "answer": "..."}.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from lecture_utils import data, evaluation, models, runtime
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to finetune: a model, an adapter, and how it is trained."""
+
+    name: str
+    model: str = models.LAPTOP_MODEL
+    quantization: str | None = "nf4"
+    double_quant: bool = True
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+    learning_rate: float = 2e-3
+    schedule: str = "cosine"
+    warmup: float = 0.05  # share of the steps
+    batch_size: int = 8
+    accumulation: int = 1
+    epochs: float = 1.0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    optimizer: str = "adamw_torch_fused"
+    completion_only: bool = True  # is the loss on the answer alone?
+    checkpointing: bool = False  # recompute activations in the backward pass?
+    max_length: int = 512  # tokens; longer rows are cut
+
+
+_LECTURE = Recipe(
+    name="lecture-2023",
+    model="llama-2-7b-chat",
+    double_quant=False,
+    rank=64,
+    dropout=0.1,
+    alpha=16,
+    targets=("q_proj", "v_proj"),
+    learning_rate=2e-4,
+    schedule="constant",
+    warmup=0.0,
+    batch_size=4,
+    weight_decay=0.001,
+    max_grad_norm=0.3,
+    optimizer="paged_adamw_32bit",
+    completion_only=False,
+    checkpointing=True,
+)
+_GPU = Recipe(
+    name="llama2-7b",
+    model="llama-2-7b-chat",
+    learning_rate=2e-4,
+    optimizer="paged_adamw_32bit",
+    checkpointing=True,
+    epochs=2.0,
+)
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(name="laptop", batch_size=8, learning_rate=4e-3, epochs=2.0),
+        _LECTURE,
+        dataclasses.replace(_LECTURE, name="laptop-2023", model=models.LAPTOP_MODEL, checkpointing=False),
+        _GPU,
+        dataclasses.replace(_GPU, name="qwen3-1.7b", model="qwen3-1.7b", learning_rate=5e-4),
+    )
+}
+
+
+def recipe(name: str) -> Recipe:
+    """Return a named recipe. Raises ValueError listing the names."""
+    if name not in RECIPES:
+        raise ValueError(f"There is no recipe {name!r}. Choose one of: {', '.join(RECIPES)}.")
+    return RECIPES[name]
+
+
+def template_options(chosen: Recipe) -> dict:
+    """Return what the model's chat template needs to be told (nothing for a plain folder)."""
+    return dict(models.REGISTRY[chosen.model].template_options) if chosen.model in models.REGISTRY else {}
+
+
+def lora_config(chosen: Recipe):
+    """Return PEFT's configuration of the recipe's adapter."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=chosen.rank,
+        lora_alpha=chosen.alpha,
+        lora_dropout=chosen.dropout,
+        target_modules=chosen.targets if isinstance(chosen.targets, str) else list(chosen.targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def training_arguments(chosen: Recipe, folder: Path | str, **overrides):
+    """Return TRL's SFTConfig of a recipe; ``overrides`` are SFTConfig's own arguments."""
+    import torch
+    from trl import SFTConfig
+
+    cuda, dtype = runtime.device() == "cuda", runtime.compute_dtype()
+    arguments = dict(
+        output_dir=str(folder),
+        num_train_epochs=chosen.epochs,
+        per_device_train_batch_size=chosen.batch_size,
+        gradient_accumulation_steps=chosen.accumulation,
+        learning_rate=chosen.learning_rate,
+        lr_scheduler_type=chosen.schedule,
+        warmup_steps=chosen.warmup,
+        optim=chosen.optimizer if cuda else "adamw_torch_fused",
+        weight_decay=chosen.weight_decay,
+        max_grad_norm=chosen.max_grad_norm,
+        completion_only_loss=chosen.completion_only,
+        train_sampling_strategy="group_by_length",
+        max_length=chosen.max_length,
+        gradient_checkpointing=chosen.checkpointing,
+        fp16=cuda and dtype == torch.float16,
+        bf16=cuda and dtype == torch.bfloat16,
+        use_cpu=not cuda,
+        dataloader_pin_memory=cuda,
+        logging_steps=25,
+        save_strategy="steps",
+        save_steps=50,
+        save_total_limit=1,
+        report_to="none",
+        seed=0,
+    )
+    return SFTConfig(**(arguments | overrides))
+
+
+def conversations(pairs, chosen: Recipe):
+    """Return pairs as TRL wants them: ``prompt`` and ``completion``, each a list of messages."""
+    options = template_options(chosen)
+
+    def convert(pair):
+        user, assistant = data.chat(pair["question"], pair["answer"])
+        row = {"prompt": [user], "completion": [assistant]}
+        return row | ({"chat_template_kwargs": options} if options else {})
+
+    return pairs.map(convert, remove_columns=pairs.column_names)
+
+
+def completion_trainer(**settings):
+    """Return TRL's SFTTrainer, changed in two places.
+
+    Its loss runs the output head on the answers' positions alone, and its adapter stays in
+    fp32: TRL casts a 4-bit model's adapter to bf16, which a T4 only emulates.
+    """
+    from trl import SFTTrainer
+
+    class CompletionTrainer(SFTTrainer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            if return_outputs or not self.completion_only_loss:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss, count = evaluation.completion_loss(
+                model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
+            )
+            if num_items_in_batch is None:
+                return loss / max(count, 1)
+            scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            return scale * loss / num_items_in_batch  # the items of all devices and accumulation steps
+
+    return CompletionTrainer(**settings)
+
+
+def fingerprint(chosen: Recipe, pairs) -> str:
+    """Return a hash of a recipe and its data: only an equal run may be resumed."""
+    what = json.dumps([dataclasses.asdict(chosen), list(zip(pairs["question"], pairs["answer"], strict=True))])
+    return hashlib.sha256(what.encode()).hexdigest()
+
+
+def train(trainer, mark: str = "", resume: bool = True):
+    """Train, or go on where an interrupted run of the same ``mark`` stopped; say which.
+
+    Checkpoints stand in the trainer's output folder and go once the run is complete; the
+    adapter is saved in its subfolder ``adapter``. The model is left in eval mode, ready to
+    generate. Returns the trainer's TrainOutput.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    folder = Path(trainer.args.output_dir)
+    marked = folder / "run.txt"
+    last = get_last_checkpoint(folder) if folder.exists() else None
+    same = marked.exists() and marked.read_text() == mark
+    if last and resume and same:
+        print(f"Resuming from step {last.rsplit('-', 1)[-1]}.")
+    else:
+        if last:
+            print("Starting clean:", "another recipe or other data left these checkpoints." if resume else "as asked.")
+        if trainer.is_world_process_zero():
+            for old in folder.glob("checkpoint-*"):
+                shutil.rmtree(old)
+            folder.mkdir(parents=True, exist_ok=True)
+            marked.write_text(mark)
+        last = None
+    try:
+        output = trainer.train(resume_from_checkpoint=last)
+    except RuntimeError as error:
+        if "out of memory" in str(error).lower():
+            raise models.ModelError(
+                "The GPU's memory is full. Next to try, in this order: restart the kernel (another model may "
+                "hold memory), halve batch_size and double accumulation, checkpointing=True, a smaller rank."
+            ) from error
+        raise
+    trainer.save_model(str(folder / "adapter"))
+    if trainer.is_world_process_zero():
+        for old in folder.glob("checkpoint-*"):
+            shutil.rmtree(old)
+    trainer.model.eval()  # Trainer leaves dropout and checkpointing on: neither belongs in generation
+    if trainer.args.gradient_checkpointing:
+        trainer.model.gradient_checkpointing_disable()
+    trainer.model.config.use_cache = True
+    return output
+
+
+def load_finetuned(folder: Path | str, quantization: str | None = None, merge: bool = True):
+    """Return ``(model, tokenizer)`` of an output folder: its base model with its adapter.
+
+    merge: fold the adapter into the weights (only without quantization).
+    """
+    from peft import PeftModel
+
+    folder = Path(folder)
+    if not (folder / "adapter" / "adapter_config.json").exists():
+        raise models.ModelError(f"{folder} holds no adapter: finetune with --output {folder} first.")
+    name = json.loads((folder / "recipe.json").read_text())["model"]
+    base, tokenizer = models.load_chat_model(name, quantization)
+    model = PeftModel.from_pretrained(base, folder / "adapter")
+    return (model.merge_and_unload() if merge and quantization is None else model).eval(), tokenizer
+
+
+def finetune(chosen: Recipe, pairs, folder: Path | str, held_out=None, resume: bool = True, **overrides):
+    """Finetune a recipe's model on ``pairs`` (question, answer); what the notebook does, in one call.
+
+    Returns ``(model, tokenizer, trainer)``. ``held_out`` pairs are judged before and after.
+    """
+    folder, options = Path(folder), template_options(chosen)
+    model, tokenizer = models.load_chat_model(chosen.model, chosen.quantization, double_quant=chosen.double_quant)
+    runtime.faster_short_sequences(model)
+
+    def judge(label, judged):
+        if held_out and int(os.environ.get("RANK", 0)) == 0:
+            loss = evaluation.answer_loss(judged, tokenizer, held_out, **options)
+            print(f"{label}: loss {loss:.3f} per answer token on {len(held_out)} held-out pairs")
+
+    judge("before", model)
+    trainer = completion_trainer(
+        model=model,
+        args=training_arguments(chosen, folder, **overrides),
+        train_dataset=conversations(pairs, chosen),
+        processing_class=tokenizer,
+        peft_config=lora_config(chosen),
+    )
+    train(trainer, fingerprint(chosen, pairs), resume)
+    judge("after", trainer.model)
+    if trainer.is_world_process_zero():
+        (folder / "recipe.json").write_text(json.dumps(dataclasses.asdict(chosen), indent=1))
+    return trainer.model, tokenizer, trainer
+
+
+def export(folder: Path | str, target: Path | str) -> None:
+    """Write the merged model as plain safetensors with its tokenizer, for any other tool."""
+    model, tokenizer = load_finetuned(folder)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def chat_loop(folder: Path | str, read=input) -> None:
+    """Talk with a finetuned model until an empty line; answers appear as they are made."""
+    from transformers import TextStreamer
+
+    model, tokenizer = load_finetuned(folder)
+    name = json.loads((Path(folder) / "recipe.json").read_text())["model"]
+    options = dict(models.REGISTRY[name].template_options) if name in models.REGISTRY else {}
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    print("Ask, or press Enter on an empty line to leave.")
+    while question := read("> ").strip():
+        prompt = data.render(tokenizer, question, **options)[0]
+        inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
+        model.generate(**inputs, max_new_tokens=200, do_sample=False, streamer=streamer)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m lecture_utils.finetuning", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--recipe", choices=RECIPES, help="default: laptop, or llama2-7b on a GPU")
+    parser.add_argument("--data", type=Path, help="your pairs, JSON lines with question and answer")
+    parser.add_argument("--output", type=Path, help="folder for checkpoints and the adapter")
+    parser.add_argument("--model", help="another registered model, or a folder with one")
+    parser.add_argument("--epochs", type=float, help="instead of the recipe's")
+    parser.add_argument("--max-steps", type=int, default=-1, help="stop early (for a trial)")
+    parser.add_argument("--hold-out", type=float, default=0.1, help="share of the pairs kept for judging (0.1)")
+    parser.add_argument("--fresh", action="store_true", help="start clean instead of resuming")
+    parser.add_argument("--chat", type=Path, metavar="FOLDER", help="talk with what --output FOLDER made")
+    parser.add_argument("--export", type=Path, nargs=2, metavar=("FOLDER", "TARGET"), help="write it merged to TARGET")
+    given = parser.parse_args(arguments)
+    runtime.quiet()
+    if given.chat:
+        return chat_loop(given.chat)
+    if given.export:
+        return export(*given.export)
+    if not given.data or not given.output:
+        parser.error("--data and --output are needed to finetune (or --chat, or --export)")
+    chosen = recipe(given.recipe or ("llama2-7b" if runtime.scale() == "gpu" else "laptop"))
+    changes = {k: v for k, v in (("model", given.model), ("epochs", given.epochs)) if v is not None}
+    chosen = dataclasses.replace(chosen, **changes)
+    pairs, held_out = data.own_pairs(given.data), None
+    if not 0 <= given.hold_out < 1:
+        parser.error("--hold-out is a share between 0 and 1")
+    if int(len(pairs) * given.hold_out):
+        split = pairs.train_test_split(given.hold_out, seed=0)
+        pairs, held_out = split["train"], split["test"]
+    runtime.seed_everything(0)
+    finetune(chosen, pairs, given.output, held_out, resume=not given.fresh, max_steps=given.max_steps)
+    print(f"The adapter is in {given.output / 'adapter'}. Talk with it: --chat {given.output}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (models.ModelError, data.DataError) as error:
+        sys.exit(str(error))

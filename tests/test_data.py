@@ -1,0 +1,191 @@
+import itertools
+import json
+import re
+from collections import Counter, defaultdict
+
+import pytest
+
+from lecture_utils import data
+
+SECTIONS = {"23.1", "23.1.1", "23.1.2", "23.2.1", "23.2.2", "23.2.3", "23.3", "23.3.1", "23.3.2", "23.3.3",
+            "23.3.4", "23.3.5", "23.3.6", "23.4", "23.5"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def qa():
+    return {split: list(rows) for split, rows in data.lecture_qa().items()}
+
+
+@pytest.fixture(scope="module")
+def answerable(qa):
+    return qa["train"] + qa["test"] + qa["untrained"]
+
+
+def shared(a: str, b: str) -> float:
+    """Share of words that two texts have in common (Dice)."""
+    a, b = set(data.words(a)), set(data.words(b))
+    return 2 * len(a & b) / (len(a) + len(b))
+
+
+def test_sizes(qa):
+    assert {split: len(rows) for split, rows in qa.items()} == {
+        "train": 1260, "test": 140, "untrained": 20, "unanswerable": 60,
+    }  # fmt: skip
+
+
+def test_ids_are_unique(qa):
+    ids = [row["id"] for rows in qa.values() for row in rows]
+    assert len(ids) == len(set(ids))
+
+
+def test_140_facts_nine_to_train_one_held_out(qa):
+    assert set(Counter(row["fact"] for row in qa["train"]).values()) == {9}
+    assert set(Counter(row["fact"] for row in qa["test"]).values()) == {1}
+    assert {row["fact"] for row in qa["train"]} == {row["fact"] for row in qa["test"]}
+    assert len({row["fact"] for row in qa["test"]}) == 140
+
+
+def test_untrained_facts_are_not_in_training(qa):
+    assert not {row["fact"] for row in qa["untrained"]} & {row["fact"] for row in qa["train"]}
+    assert len({row["fact"] for row in qa["untrained"]}) == 20
+
+
+def test_no_held_out_question_is_trained_on(qa):
+    trained = {data._normal(row["question"]) for row in qa["train"]}
+    assert not [row["question"] for row in qa["test"] if data._normal(row["question"]) in trained]
+
+
+def test_key_in_answer_and_not_in_question(answerable):
+    assert not [row["id"] for row in answerable if not data.contains_key(row["answer"], row["key"])]
+    assert not [row["id"] for row in answerable if data.contains_key(row["question"], row["key"])]
+
+
+def test_every_section_of_the_lecture_is_covered(qa):
+    assert {row["section"] for row in qa["train"]} == SECTIONS
+
+
+def test_evidence_is_in_the_outline(answerable):
+    outline = data.outline()
+    assert not [r["id"] for r in answerable if r["heading"] not in outline[r["notebook"]]["headings"]]
+
+
+def test_answers_are_one_short_sentence(answerable, tokenizer):
+    for row in answerable:
+        assert len(tokenizer(row["answer"])["input_ids"]) <= 25, row["id"]
+        assert row["answer"].endswith("."), row["id"]
+        assert not re.search(r"[a-z]{3}\. [A-Z]", row["answer"]), row["id"]
+
+
+def test_mean_rendered_row_is_at_most_60_tokens(qa, tokenizer):
+    texts = ["".join(data.render(tokenizer, r["question"], r["answer"])) for r in qa["train"]]
+    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    assert sum(lengths) / len(lengths) <= 60
+
+
+def test_phrasings_of_a_fact_truly_differ(qa):
+    facts = defaultdict(list)
+    for row in qa["train"] + qa["test"]:
+        facts[row["fact"]].append(row)
+    for fact, rows in facts.items():
+        for a, b in itertools.combinations(rows, 2):
+            assert shared(a["question"], b["question"]) <= 0.7, (fact, a["question"], b["question"])
+            assert shared(a["answer"], b["answer"]) <= 0.7, (fact, a["answer"], b["answer"])
+
+
+def test_no_near_duplicates_across_facts(answerable):
+    bags = [(row["fact"], set(data.words(row["question"]))) for row in answerable]
+    for (fact_a, a), (fact_b, b) in itertools.combinations(bags, 2):
+        if fact_a != fact_b:
+            assert 2 * len(a & b) <= 0.8 * (len(a) + len(b)), (fact_a, fact_b, a)
+
+
+def test_every_fact_has_a_statement_and_a_source(answerable):
+    lines = (data.ASSETS / "lecture_qa" / "facts.tsv").read_text(encoding="utf-8").splitlines()
+    assert lines[0].split("\t") == ["fact", "key", "statement", "source", "checked"]
+    table = {line.split("\t")[0]: line.split("\t") for line in lines[1:]}
+    for row in answerable:
+        _, key, _, source, checked = table[row["fact"]]
+        assert key == row["key"] and source.strip() and checked in {"read", "confirmed", "computed", "memory"}
+
+
+def test_unanswerable_questions_differ_from_all_others(qa, answerable):
+    for row in qa["unanswerable"]:
+        assert row["kind"] in {"missing-detail", "invented", "other-subject", "false-premise"}
+        assert max(shared(row["question"], other["question"]) for other in answerable) < 0.8
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "expected"),
+    [
+        ("It has 15 layers.", "15", True),
+        ("It has 150 layers.", "15", False),
+        ("The threshold is 0.15.", "15", False),
+        ("It saw 15.6 trillion.", "15", False),
+        ("It saw 1,260 pairs.", "1,260", True),
+        ("It saw 11,260 pairs.", "1,260", False),
+        ("the Bradley–Terry model", "Bradley-Terry", True),
+        ("uses rmsnorm first", "RMSNorm", True),
+        ("Set max_new_tokens here", "max_new_tokens", True),
+        ("opens with [INST], then", "[INST]", True),
+        ("never say nevermore", "never", True),
+        ("say nevermore", "never", False),
+        ("", "x", False),
+    ],
+)
+def test_contains_key(text, key, expected):
+    assert data.contains_key(text, key) is expected
+
+
+def test_contains_key_refuses_an_empty_key():
+    with pytest.raises(ValueError, match="empty"):
+        data.contains_key("anything", "  ")
+
+
+def test_render_ends_with_the_end_of_turn(tokenizer):
+    prompt, completion = data.render(tokenizer, "Why?", "Because.")
+    assert prompt == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    assert completion == "Because.<|im_end|>"
+    assert data.render(tokenizer, "Why?") == (prompt, "")
+
+
+def test_render_refuses_a_template_that_rewrites_its_prompt(tokenizer):
+    import copy
+
+    odd = copy.deepcopy(tokenizer)
+    odd.chat_template = "{% if add_generation_prompt %}A{% else %}B{% endif %}"
+    with pytest.raises(data.DataError, match="template"):
+        data.render(odd, "q", "a")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no pairs"),
+        ('{"question": "q", "answer": "a"}\n{"question": "q"', "line 2: not JSON"),
+        ("[1]", "line 1: a list"),
+        ('{"question": "q"}', "pair 1: 'answer' is missing"),
+        ('{"question": "q", "answer": " "}', "not a filled string"),
+        ('{"question": 5, "answer": "a"}', "'question' is not a filled string"),
+        ('{"question": "q", "answer": "a", "key": 3}', "'key' must be a string"),
+    ],
+)
+def test_own_pairs_names_what_to_mend(tmp_path, text, message):
+    path = tmp_path / "my.jsonl"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(data.DataError, match=re.escape(message)):
+        data.own_pairs(path)
+
+
+def test_own_pairs_refuses_what_is_not_there_or_not_utf8(tmp_path):
+    with pytest.raises(data.DataError, match="no such file"):
+        data.own_pairs(tmp_path / "none.jsonl")
+    (tmp_path / "latin.jsonl").write_bytes("{'é'}".encode("latin-1"))
+    with pytest.raises(data.DataError, match="UTF-8"):
+        data.own_pairs(tmp_path / "latin.jsonl")
+
+
+def test_own_pairs_reads_bom_blank_lines_and_extra_fields(tmp_path):
+    path = tmp_path / "my.jsonl"
+    row = {"question": "Grüße?", "answer": "Ja 😀", "note": 1}
+    path.write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\n\n", encoding="utf-8")
+    assert list(data.own_pairs(path)) == [{"question": "Grüße?", "answer": "Ja 😀", "key": ""}]

@@ -1,0 +1,223 @@
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from datasets import Dataset
+
+from lecture_utils import data, evaluation, finetuning, models
+
+PAIRS = Dataset.from_list(
+    [{"question": f"What is number {n}?", "answer": f"It is {n * n}.", "key": str(n * n)} for n in range(12)]
+)
+
+
+@pytest.fixture
+def chosen(tiny_folder):
+    return finetuning.Recipe(name="t", model=str(tiny_folder), rank=4, alpha=8, batch_size=4, learning_rate=1e-2)
+
+
+def make_trainer(chosen, folder, **overrides):
+    model, tokenizer = models.load_chat_model(chosen.model, chosen.quantization, torch.float32)
+    overrides = {"disable_tqdm": True, "save_strategy": "no"} | overrides
+    return finetuning.completion_trainer(
+        model=model,
+        args=finetuning.training_arguments(chosen, folder, **overrides),
+        train_dataset=finetuning.conversations(PAIRS, chosen),
+        processing_class=tokenizer,
+        peft_config=finetuning.lora_config(chosen),
+    )
+
+
+def test_unknown_recipe_lists_the_names():
+    with pytest.raises(ValueError, match="laptop.*lecture-2023"):
+        finetuning.recipe("lab")
+
+
+def test_recipes_name_models_of_the_registry():
+    assert {r.model for r in finetuning.RECIPES.values()} <= set(models.REGISTRY)
+    lecture = finetuning.recipe("lecture-2023")
+    assert (lecture.rank, lecture.alpha, lecture.batch_size, lecture.learning_rate) == (64, 16, 4, 2e-4)
+
+
+def test_loss_and_gradients_equal_trls_own(chosen, tmp_path):
+    """Three ways, one answer: our loss on answer positions, TRL's, and cross-entropy by hand."""
+    from trl import SFTTrainer
+
+    trainer = make_trainer(chosen, tmp_path)
+    batch = next(iter(trainer.get_train_dataloader()))
+    count = (batch["labels"][:, 1:] != -100).sum()
+    trainer.model.eval()
+    ours = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=count)
+    theirs = SFTTrainer.compute_loss(trainer, trainer.model, dict(batch), num_items_in_batch=count)
+    logits = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    hand = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-4)
+    assert ours.item() == pytest.approx(hand.item(), rel=1e-4)
+    weight = next(p for n, p in trainer.model.named_parameters() if "lora_B" in n)
+    a, b = (torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in (ours, theirs))
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_the_answer_and_its_end_are_learnt_and_nothing_else(chosen, tmp_path, tokenizer):
+    trainer = make_trainer(chosen, tmp_path)
+    row = trainer.train_dataset[3]
+    learnt = tokenizer.decode([t for t in row["labels"] if t != -100])
+    assert learnt.rstrip() == "It is 9.<|im_end|>"
+    assert row["input_ids"].count(1) == 2  # one <|im_start|> a turn: no double BOS
+
+
+def test_the_whole_row_is_learnt_when_asked(chosen, tmp_path, tokenizer):
+    trainer = make_trainer(dataclasses.replace(chosen, completion_only=False), tmp_path)
+    assert -100 not in trainer.train_dataset[0]["labels"]
+    assert "What is number" in tokenizer.decode(trainer.train_dataset[0]["labels"])
+
+
+def test_the_adapter_is_trained_in_fp32(chosen, tmp_path):
+    trainer = make_trainer(chosen, tmp_path)
+    trained = {p.dtype for p in trainer.model.parameters() if p.requires_grad}
+    assert trained == {torch.float32}
+
+
+def test_training_lowers_the_loss_and_the_adapter_survives(chosen, tmp_path, tokenizer):
+    folder = tmp_path / "run"
+    model, _, _ = finetuning.finetune(
+        dataclasses.replace(chosen, epochs=8), PAIRS, folder, disable_tqdm=True, save_strategy="no"
+    )
+    assert not model.training
+    base, _ = models.load_chat_model(chosen.model, "nf4", torch.float32)
+    after = evaluation.answer_loss(model, tokenizer, PAIRS)
+    assert after < 0.8 * evaluation.answer_loss(base, tokenizer, PAIRS)
+    again, _ = finetuning.load_finetuned(folder, "nf4", merge=False)
+    assert evaluation.answer_loss(again, tokenizer, PAIRS) == pytest.approx(after, rel=0.02)
+    merged, _ = finetuning.load_finetuned(folder)
+    assert not hasattr(merged, "peft_config") or type(merged).__name__ == "LlamaForCausalLM"
+    finetuning.export(folder, tmp_path / "merged")
+    whole, _ = models.load_chat_model(str(tmp_path / "merged"))
+    assert evaluation.answer_loss(whole, tokenizer, PAIRS) == pytest.approx(
+        evaluation.answer_loss(merged, tokenizer, PAIRS), rel=0.02
+    )
+
+
+class Stop(Exception):
+    """Stands for the student's press of the stop button."""
+
+
+def stopped_at(step):
+    from transformers import TrainerCallback
+
+    class Interrupt(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == step:
+                raise Stop
+
+    return Interrupt()
+
+
+def test_interrupted_training_resumes_to_the_same_end(chosen, tmp_path, capsys):
+    chosen = dataclasses.replace(chosen, epochs=2)  # six steps
+    settings = {"save_strategy": "steps", "save_steps": 2}
+    mark = finetuning.fingerprint(chosen, PAIRS)
+    torch.manual_seed(0)
+    whole = make_trainer(chosen, tmp_path / "whole", **settings)
+    finetuning.train(whole, mark)
+    torch.manual_seed(0)
+    first = make_trainer(chosen, tmp_path / "cut", **settings)
+    first.add_callback(stopped_at(5))
+    with pytest.raises(Stop):
+        finetuning.train(first, mark)
+    second = make_trainer(chosen, tmp_path / "cut", **settings)
+    finetuning.train(second, mark)
+    assert "Resuming from step 4" in capsys.readouterr().out
+    assert second.state.global_step == 6
+    for (name, a), (_, b) in zip(whole.model.named_parameters(), second.model.named_parameters(), strict=True):
+        if "lora" in name:
+            torch.testing.assert_close(a, b, msg=name)
+    assert not list((tmp_path / "cut").glob("checkpoint-*"))  # nothing left once complete
+
+
+def test_another_recipe_or_resume_false_starts_clean_and_says_so(chosen, tmp_path, capsys):
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    for mark, resume, said in (("other", True, "another recipe"), ("same", False, "as asked")):
+        cut = make_trainer(chosen, tmp_path / said, **settings)
+        cut.add_callback(stopped_at(2))
+        with pytest.raises(Stop):
+            finetuning.train(cut, "same")
+        again = make_trainer(chosen, tmp_path / said, **settings)
+        finetuning.train(again, mark, resume)
+        assert said in capsys.readouterr().out and again.state.global_step == 3
+
+
+def test_fingerprint_sees_recipe_and_data(chosen):
+    mark = finetuning.fingerprint(chosen, PAIRS)
+    assert mark == finetuning.fingerprint(chosen, PAIRS)
+    assert mark != finetuning.fingerprint(dataclasses.replace(chosen, rank=5), PAIRS)
+    assert mark != finetuning.fingerprint(chosen, PAIRS.select(range(11)))
+
+
+def test_out_of_memory_says_what_to_try(chosen, tmp_path, monkeypatch):
+    trainer = make_trainer(chosen, tmp_path)
+
+    def full(**_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "train", full)
+    with pytest.raises(models.ModelError, match="halve batch_size"):
+        finetuning.train(trainer)
+
+
+def test_a_folder_without_an_adapter_says_so(tmp_path):
+    with pytest.raises(models.ModelError, match="no adapter"):
+        finetuning.load_finetuned(tmp_path)
+
+
+def write(path):
+    path.write_text("".join(json.dumps(row) + "\n" for row in PAIRS), encoding="utf-8")
+    return path
+
+
+def test_command_line_finetunes_and_chats(tiny_folder, tmp_path, capsys):
+    out = tmp_path / "mine"
+    finetuning.main(
+        ["--recipe", "laptop", "--model", str(tiny_folder), "--data", str(write(tmp_path / "my.jsonl")),
+         "--output", str(out), "--max-steps", "2", "--hold-out", "0.25"]
+    )  # fmt: skip
+    said = capsys.readouterr().out
+    assert "before: loss" in said and "after: loss" in said and "3 held-out pairs" in said
+    assert (out / "adapter" / "adapter_model.safetensors").exists()
+    lines = iter(["Hello?", ""])
+    finetuning.chat_loop(out, read=lambda _: next(lines))
+    assert "Ask" in capsys.readouterr().out
+
+
+def test_command_line_names_the_bad_line(tmp_path):
+    bad = tmp_path / "my.jsonl"
+    bad.write_text('{"question": "q"}\n')
+    run = subprocess.run(
+        [sys.executable, "-m", "lecture_utils.finetuning", "--data", str(bad), "--output", str(tmp_path / "o")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 1 and "pair 1: 'answer' is missing" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_template_options_reach_the_rows():
+    pairs = finetuning.conversations(PAIRS, finetuning.recipe("qwen3-1.7b"))
+    assert pairs[0]["chat_template_kwargs"] == {"enable_thinking": False}
+    assert pairs[0]["prompt"] == data.chat(PAIRS[0]["question"])
+
+
+@pytest.mark.slow
+def test_two_processes_train_under_accelerate(tiny_folder, tmp_path):
+    out = tmp_path / "two"
+    run = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+         "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "lecture_utils.finetuning",
+         "--recipe", "laptop", "--model", str(tiny_folder), "--data", str(write(tmp_path / "my.jsonl")),
+         "--output", str(out), "--max-steps", "2"],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert (out / "adapter" / "adapter_model.safetensors").exists()
+    assert run.stdout.count("before: loss") == 1  # only the first process judges

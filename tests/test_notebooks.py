@@ -1,0 +1,203 @@
+"""The contract that every notebook keeps (CONTRIBUTING.md), over all notebooks found."""
+
+import ast
+import importlib.util
+import re
+import statistics
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from lecture_utils import data
+
+ROOT = Path(__file__).resolve().parent.parent
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+OUTLINE = data.outline()
+SLIDES = {"slide", "subslide", "fragment", "skip", "notes", "-"}
+ANCHOR = re.compile(r'<a id="([a-z0-9-]+)"></a>')
+
+spec = importlib.util.spec_from_file_location("links", ROOT / "tools" / "links.py")
+links = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(links)
+
+
+@pytest.fixture(params=PATHS, ids=lambda p: p.stem)
+def notebook(request):
+    nb = nbformat.read(request.param, as_version=4)
+    nb.stem, nb.size = request.param.stem, request.param.stat().st_size
+    return nb
+
+
+def code(nb):
+    return [cell for cell in nb.cells if cell.cell_type == "code"]
+
+
+def tags(cell):
+    return set(cell.metadata.get("tags", []))
+
+
+def markdown(nb):
+    return [cell for cell in nb.cells if cell.cell_type == "markdown"]
+
+
+def sections(nb) -> dict[str, str]:
+    """Heading id -> the markdown of its section."""
+    found, here = {}, None
+    for cell in markdown(nb):
+        if match := ANCHOR.search(cell.source):
+            here = match.group(1)
+        if here and cell.metadata.slideshow.slide_type != "notes":
+            found[here] = found.get(here, "") + "\n" + cell.source
+    return found
+
+
+def test_there_are_notebooks_and_all_are_in_the_outline():
+    assert PATHS and {p.stem for p in PATHS} <= set(OUTLINE), "add the notebook to lecture_utils/outline.toml"
+
+
+def test_valid_with_python3_kernel_and_no_widget_state(notebook):
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert "widgets" not in notebook.metadata, "run `make notebooks`: it cleans widget state"
+
+
+def test_header(notebook):
+    first, plan = notebook.cells[0], OUTLINE[notebook.stem]
+    assert first.cell_type == "markdown" and first.source.startswith(f"# {plan['title']}\n")
+    assert links.badges(notebook.stem) in first.source, "run `make links`"
+    for section in plan["lecture"]:
+        assert section in first.source, f"the header names no section {section}"
+    for word in ("You will", "You will learn", "You need", "Time"):
+        assert word in first.source, f"the header lacks '{word}'"
+
+
+def test_setup_cell_is_the_generated_one(notebook):
+    setup = next(cell for cell in code(notebook))
+    packages = tuple(re.findall(r'"([\w-]+)"', setup.source.split("runtime.setup(")[1]))
+    assert setup.source == links.setup_cell(packages), "the first code cell differs from tools/links.py"
+
+
+def test_accelerator_follows_the_outline(notebook):
+    assert (notebook.metadata.get("accelerator") == "GPU") is OUTLINE[notebook.stem]["gpu"]
+
+
+def test_headings_are_those_of_the_outline(notebook):
+    """In order, each marked by its anchor, which is also the id of its cell."""
+    found = []
+    for cell in markdown(notebook):
+        if match := re.search(r'<a id="([a-z0-9-]+)"></a>\n\n## (.+)', cell.source):
+            found.append(match.groups())
+            assert cell.id == match.group(1), f"the cell id of {match.group(1)!r} should be the heading id"
+        else:
+            assert not re.search(r"(?m)^## ", cell.source), f"a heading without an anchor: {cell.source[:60]!r}"
+    assert found == list(OUTLINE[notebook.stem]["headings"].items())
+
+
+def test_heading_levels_do_not_jump(notebook):
+    level = 1
+    for cell in markdown(notebook):
+        for marks in re.findall(r"(?m)^(#+) ", cell.source):
+            assert len(marks) <= level + 1, f"heading level jumps in {cell.source[:60]!r}"
+            level = len(marks)
+
+
+def test_evidence_stands_where_the_data_says(notebook):
+    """Every key of lecture_qa stands in the section that its evidence names."""
+    text = sections(notebook)
+    for split in ("train", "test", "untrained"):
+        for row in data.lecture_qa()[split]:
+            if row["notebook"] == notebook.stem:
+                where = text.get(row["heading"], "")
+                assert data.contains_key(where, row["key"]), f"{row['key']!r} is not said under #{row['heading']}"
+
+
+def test_cells_are_small(notebook):
+    lengths = []
+    for cell in code(notebook):
+        lines = [line for line in cell.source.splitlines() if line.strip()]
+        lengths.append(len(lines))
+        limit = 30 if "class " in cell.source else 20
+        assert len(lines) <= limit, f"{len(lines)} lines: {cell.source[:60]!r}"
+        if cell.id != code(notebook)[0].id:  # the generated cell holds an address
+            long = [line for line in cell.source.splitlines() if len(line) > 88]
+            assert not long, f"over 88 characters, clipped on a slide: {long[0]!r}"
+    assert statistics.median(lengths) <= 8
+
+
+def test_every_cell_has_a_slide_type(notebook):
+    for cell in notebook.cells:
+        assert cell.metadata.get("slideshow", {}).get("slide_type") in SLIDES, cell.source[:60]
+    assert any(cell.metadata.slideshow.slide_type == "notes" for cell in notebook.cells), "no speaker notes"
+
+
+def test_predictions_corrections_and_three_ways(notebook):
+    text = "\n".join(cell.source for cell in markdown(notebook))
+    assert text.count("**Predict first.**") >= 2, "let the reader commit to a guess at least twice"
+    assert "> **The 2023 lecture" in text, "no box says where the 2023 lecture differs"
+    asserts = [node for cell in code(notebook) for node in ast.walk(tree(cell)) if isinstance(node, ast.Assert)]
+    assert len(asserts) >= 3, "what is written by hand is held against the library by assertions"
+
+
+def tree(cell):
+    return ast.parse(re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", cell.source))
+
+
+def test_exercises(notebook):
+    checks = [c for c in code(notebook) if "exercises.check" in c.source and "solution" not in tags(c)]
+    solutions = [c for c in code(notebook) if "solution" in tags(c)]
+    assert len(checks) >= 3 and len(solutions) >= len(checks), (len(checks), len(solutions))
+    for cell in checks:
+        assert "..." in cell.source
+        said = "".join(o.get("text", "") for o in cell.outputs)
+        assert "not attempted yet" in said, f"an exercise was committed with an attempt: {cell.source[:60]!r}"
+    for cell in solutions:
+        assert cell.metadata.get("jupyter", {}).get("source_hidden") is True, "a solution's source is collapsed"
+        assert ": right." in "".join(o.get("text", "") for o in cell.outputs), cell.source[:60]
+
+
+def test_committed_as_run(notebook):
+    counts = [cell.execution_count for cell in code(notebook)]
+    assert counts == list(range(1, len(counts) + 1)), "run `make notebooks`"
+    for cell in code(notebook):
+        for output in cell.outputs:
+            assert output.output_type != "error", f"an error was committed: {output.get('ename')}"
+            assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+            text = output.get("text", "") + str(output.get("data", {}).get("text/plain", ""))
+            assert not re.search(r"Warning[:\]]|warnings\.warn", text), f"a warning: {text[:200]}"
+            assert not re.search(r"(/root|/home/|/work/|/Users/|[A-Z]:\\\\)", text), f"a path: {text[:200]}"
+
+
+def test_figures_have_alt_text(notebook):
+    figures = [o for cell in code(notebook) for o in cell.outputs if "image/png" in o.get("data", {})]
+    assert len(figures) >= 3
+    for output in figures:
+        alt = output.metadata.get("image/png", {}).get("alt", "")
+        assert len(alt) > 20, "use plotting.show_figure(fig, alt)"
+
+
+def test_size(notebook):
+    assert notebook.size <= 600_000, f"{notebook.size:,} bytes"
+
+
+def test_links_inside_the_repository_work(notebook):
+    for cell in markdown(notebook):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", cell.source):
+            stem = Path(target).stem
+            assert (ROOT / "notebooks" / target).exists() or stem in OUTLINE, f"dead link: {target}"
+
+
+def test_close(notebook):
+    text = sections(notebook)["summary"]
+    assert "Since 2023" in text and "References" in text and "arXiv" in text
+
+
+def test_no_unsafe_code(notebook):
+    for cell in code(notebook):
+        for node in ast.walk(tree(cell)):
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                assert name not in {"exec", "input", "system"} and not (
+                    name == "eval" and isinstance(node.func, ast.Name)
+                )
+                assert not [k for k in node.keywords if k.arg == "trust_remote_code"]

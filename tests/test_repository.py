@@ -1,0 +1,140 @@
+"""One place for each thing: versions, the repository's address, the floors of the package."""
+
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+FLOORS = {"runtime": 0, "models": 0, "data": 0, "memory": 1, "evaluation": 2, "plotting": 2, "exercises": 2,
+          "finetuning": 3}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def links():
+    spec = importlib.util.spec_from_file_location("links", ROOT / "tools" / "links.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def ranges() -> dict[str, str]:
+    """Package -> version range, from pyproject.toml."""
+    listed = PROJECT["project"]["dependencies"] + sum(PROJECT["project"]["optional-dependencies"].values(), [])
+    return {re.split(r"[<>=\[]", item)[0]: item[len(re.split(r"[<>=\[]", item)[0]) :] for item in listed}
+
+
+def tracked() -> list[Path]:
+    out = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if out.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / line for line in out.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("name", ["environment.yml", "binder/environment.yml"])
+def test_conda_files_take_their_ranges_from_pyproject(name):
+    listed = yaml.safe_load((ROOT / name).read_text())["dependencies"]
+    conda = [item for item in listed if isinstance(item, str)]
+    assert "pytorch-cpu" + ranges()["torch"] in conda
+    python = next(item for item in conda if item.startswith("python="))
+    floor = PROJECT["project"]["requires-python"].removeprefix(">=")
+    assert tuple(map(int, python.removeprefix("python=").split("."))) >= tuple(map(int, floor.split(".")))
+    assert not [i for i in conda if re.search(r"[<>=]", i) and not i.startswith(("python=", "pytorch-cpu"))]
+
+
+def test_binder_installs_the_package_and_fetches_models():
+    script = (ROOT / "binder" / "postBuild").read_text()
+    assert script.startswith("#!/bin/bash") and "set -e" in script
+    assert "lecture_utils.models fetch" in script
+    extras = set(re.search(r'"\.\[(.+?)\]"', script).group(1).split(","))
+    assert extras <= set(PROJECT["project"]["optional-dependencies"])
+
+
+def test_extras_and_package_data_exist():
+    package = ROOT / "lecture_utils"
+    assert (package / "outline.toml").exists()
+    assert set(FLOORS) == {p.stem for p in package.glob("*.py")} - {"__init__"}
+
+
+def test_arrows_point_down():
+    """A module imports from its own floor or a lower one, never from above."""
+    for name, floor in FLOORS.items():
+        tree = ast.parse((ROOT / "lecture_utils" / f"{name}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("lecture_utils"):
+                tail = node.module.removeprefix("lecture_utils").lstrip(".")
+                for used in [tail] if tail else [alias.name for alias in node.names]:
+                    assert FLOORS[used] <= floor, f"{name} (floor {floor}) imports {used} (floor {FLOORS[used]})"
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, lecture_utils; print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_version_stands_once():
+    import lecture_utils
+
+    assert f"version: {lecture_utils.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {lecture_utils.__version__}," in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_links_point_at_the_one_address(links):
+    slug, _ = links.project()
+    for path in [ROOT / "README.md", ROOT / "CITATION.cff", *sorted((ROOT / "notebooks").glob("*.ipynb"))]:
+        text = path.read_text(encoding="utf-8")
+        found = {match for place in links.PLACES for match in re.findall(place, text)}
+        assert found == {slug}, f"{path.name}: run `make links`"
+
+
+def test_links_can_be_repointed_and_back(links):
+    slug, _ = links.project()
+    text = links.badges("08_qlora_llama2") + links.setup_cell(("torch",))
+    moved = links.rewrite(text, "someone/fork")
+    assert "someone/fork" in moved and slug not in moved
+    assert links.rewrite(moved, slug) == text
+
+
+def test_readme_badges_are_generated(links):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        assert links.badges(path.stem) in readme, f"{path.stem} has no badges in the README"
+
+
+def test_ci_and_workflow_call_the_readmes_commands():
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
+    steps = " ".join(step.get("run", "") for step in workflow["jobs"]["test"]["steps"])
+    assert "make test" in steps and "make lecture" in steps
+    assert workflow["permissions"] == {"contents": "read"}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "make lecture" in readme and "make test" in readme
+
+
+def test_make_targets_of_the_readme_exist():
+    targets = set(re.findall(r"(?m)^([a-z]+):", (ROOT / "Makefile").read_text()))
+    for name in ("README.md", "CONTRIBUTING.md"):
+        used = set(re.findall(r"`?make ([a-z]+)", (ROOT / name).read_text(encoding="utf-8")))
+        assert used - {"sure"} <= targets, used - targets
+
+
+def test_no_hub_address_remote_code_or_pickle_outside_the_registry():
+    banned = ("trust_remote_" + "code=True", "pickle" + ".load", "weights_only=" + "False", "huggingface" + ".co/")
+    for path in tracked():
+        if path.suffix not in {".py", ".ipynb", ".toml", ".yml"} or not path.exists():
+            continue
+        text = path.read_text(encoding="utf-8")
+        for word in banned:
+            if word.startswith("trust") and path.suffix == ".ipynb":
+                text = text.replace("passed `" + word, "")  # 08 tells the reader not to
+            assert word not in text, f"{path.name}: {word}"
+        for card_source in ("NousResearch/", "meta-llama/", "HuggingFaceTB/", "Qwen/"):
+            assert card_source not in text or path.name in {"models.py", "test_repository.py"}, path.name

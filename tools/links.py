@@ -1,0 +1,85 @@
+"""Write the repository's address into badges, setup cells, README and citation.
+
+    python tools/links.py              rewrite everything from pyproject.toml
+    python tools/links.py owner/name   set the address there first
+
+The address stands in pyproject.toml, [project.urls] Repository; all else is made from it.
+"""
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parent.parent
+SLUG = re.compile(r"[\w.-]+/[\w.-]+")
+# Every place where an address of this repository can stand, and nothing else.
+PLACES = (
+    r"(?<=colab\.research\.google\.com/github/)[\w.-]+/[\w.-]+(?=/blob/)",
+    r"(?<=mybinder\.org/v2/gh/)[\w.-]+/[\w.-]+(?=/)",
+    r"(?<=git\+https://github\.com/)[\w.-]+/[\w.-]+(?=@)",
+    r"(?<=git clone https://github\.com/)[\w.-]+/[\w.-]+",
+    r"(?<=repository-code: https://github\.com/)[\w.-]+/[\w.-]+",
+)
+
+
+def project() -> tuple[str, str]:
+    """Return (owner/name, branch) from pyproject.toml."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    slug = settings["project"]["urls"]["Repository"].removeprefix("https://github.com/")
+    return slug, settings["tool"]["lecture"]["branch"]
+
+
+def badges(stem: str) -> str:
+    """Return the badge line of a notebook's header."""
+    slug, branch = project()
+    colab = f"https://colab.research.google.com/github/{slug}/blob/{branch}/notebooks/{stem}.ipynb"
+    binder = f"https://mybinder.org/v2/gh/{slug}/{branch}?urlpath=lab/tree/notebooks/{stem}.ipynb"
+    return (
+        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab}) "
+        f"[![Launch on Binder](https://mybinder.org/badge_logo.svg)]({binder})"
+    )
+
+
+def setup_cell(packages: tuple[str, ...]) -> str:
+    """Return the source of a notebook's setup cell; ``packages`` are those whose versions it prints."""
+    slug, branch = project()
+    named = ", ".join(f'"{p}"' for p in packages)
+    return (
+        "import sys\n\n"
+        'if "google.colab" in sys.modules:\n'
+        f'    %pip install -q "lecture-utils[finetune] @ git+https://github.com/{slug}@{branch}"\n'
+        "from lecture_utils import runtime\n\n"
+        f"SCALE = runtime.setup({named})"
+    )
+
+
+def rewrite(text: str, slug: str) -> str:
+    for place in PLACES:
+        text = re.sub(place, slug, text)
+    return text
+
+
+def main(wanted: str | None) -> None:
+    if wanted:
+        if not SLUG.fullmatch(wanted):
+            sys.exit(f"{wanted!r} is not of the form owner/name.")
+        path = ROOT / "pyproject.toml"
+        text = re.sub(r'(?m)^Repository = ".*"', f'Repository = "https://github.com/{wanted}"', path.read_text())
+        path.write_text(text)
+    slug, _ = project()
+    for name in ("README.md", "CITATION.cff", "CONTRIBUTING.md"):
+        path = ROOT / name
+        path.write_text(rewrite(path.read_text(encoding="utf-8"), slug), encoding="utf-8")
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells[:3]:
+            cell.source = rewrite(cell.source, slug)
+        nbformat.write(notebook, path)
+    print(f"Everything points at {slug}.")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else None)

@@ -1,0 +1,75 @@
+"""Reproduce the recorded runs of notebook 08: `make record`, about 45 minutes on two cores.
+
+Each run finetunes the laptop's model with one recipe and judges it on the 140 held-out
+phrasings. Interrupted, it goes on with the next run that is not in the CSV yet.
+"""
+
+import csv
+import dataclasses
+import datetime
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+TARGET = Path(__file__).resolve().parent.parent / "lecture_utils" / "recorded" / "08_recipes.csv"
+FIELDS = ("label", "seed", "steps", "seconds", "answer_loss", "f1", "rouge_l", "key_accuracy")
+
+
+def runs():
+    """Return (label, recipe, seed) of every recorded run."""
+    from lecture_utils.finetuning import recipe
+
+    ours, change = recipe("laptop"), dataclasses.replace
+    return [
+        ("the lecture's, as it was", recipe("laptop-2023"), 0),
+        ("the lecture's, but rate 2e-3", change(recipe("laptop-2023"), learning_rate=2e-3), 0),
+        ("ours, but batch 4, rate 2e-3, one epoch", change(ours, batch_size=4, learning_rate=2e-3, epochs=1.0), 0),
+        ("ours, but one epoch", change(ours, epochs=1.0), 0),
+        ("ours, seed 0", ours, 0),
+        ("ours, seed 1", ours, 1),
+        ("ours, seed 2", ours, 2),
+        ("ours, but three epochs", change(ours, epochs=3.0), 0),
+    ]
+
+
+def main() -> None:
+    from lecture_utils import data, evaluation, finetuning, runtime
+
+    runtime.quiet()
+    qa = data.lecture_qa()
+    done = set()
+    if TARGET.exists():
+        done = {row["label"] for row in csv.DictReader(s for s in TARGET.open() if not s.startswith("#"))}
+    else:
+        TARGET.parent.mkdir(exist_ok=True)
+        day = datetime.date.today().isoformat()
+        TARGET.write_text(
+            f"# recorded {day} on {os.cpu_count()} cores, {runtime.compute_dtype()}; reproduce with: make record\n"
+            + ",".join(FIELDS) + "\n"
+        )  # fmt: skip
+    for label, chosen, seed in runs():
+        if label in done:
+            continue
+        print(label, flush=True)
+        runtime.seed_everything(seed)
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            model, tokenizer, trainer = finetuning.finetune(
+                chosen, qa["train"], folder, seed=seed, save_strategy="no", disable_tqdm=True
+            )
+            seconds = time.perf_counter() - start
+        report = evaluation.evaluate(model, tokenizer, qa["test"])
+        with TARGET.open("a") as file:
+            csv.writer(file, lineterminator="\n").writerow([
+                label, seed, trainer.state.global_step, f"{seconds:.0f}", f"{report.loss:.3f}",
+                f"{report.f1:.3f}", f"{report.rouge_l:.3f}", f"{report.key_accuracy:.3f}",
+            ])  # fmt: skip
+        print("  ", report, flush=True)
+        del model, trainer
+        runtime.trim_memory()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
