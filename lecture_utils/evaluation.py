@@ -82,7 +82,7 @@ def completion_loss(model, ids, attention_mask, labels):
     return loss, int(wanted.sum())
 
 
-def generate_answers(model, tokenizer, questions, max_new_tokens: int = 32, batch_size: int = 70, **template_options):
+def generate_answers(model, tokenizer, questions, max_new_tokens: int = 32, batch_size: int = 35, **template_options):
     """Return the model's greedy answers to ``questions``, in their order.
 
     Batched generation pads on the left, so that every prompt ends where its answer starts.

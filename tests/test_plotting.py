@@ -1,0 +1,42 @@
+import pytest
+
+from lecture_utils import plotting
+
+
+def test_table_escapes_what_a_model_may_have_written():
+    html = plotting.table([{"answer": "<script>alert(1)</script>\nnext"}], "a <b>").data
+    assert "<script>" not in html and "&lt;script&gt;" in html and "<br>next" in html and "a &lt;b&gt;" in html
+
+
+def test_table_sets_numbers_right_with_separators():
+    html = plotting.table([{"n": 1234567, "x": 0.5, "t": "text", "ok": True}]).data
+    assert ">1,234,567<" in html and html.count("text-align:right") == 2
+
+
+def test_table_refuses_no_rows_and_unequal_rows():
+    with pytest.raises(ValueError, match="nothing to show"):
+        plotting.table([])
+    with pytest.raises(ValueError, match="keys"):
+        plotting.table([{"a": 1}, {"b": 1}])
+
+
+def test_figures_are_opaque_and_need_alt_text():
+    fig, _ = plotting.figure()
+    assert fig.patch.get_facecolor() == (1.0, 1.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match="alt"):
+        plotting.show_figure(fig, " ")
+
+
+def test_show_figure_stores_the_alt_text(monkeypatch):
+    shown = {}
+    monkeypatch.setattr("IPython.display.display", lambda image, metadata: shown.update(metadata))
+    fig, _ = plotting.figure()
+    plotting.show_figure(fig, "A figure of nothing at all.")
+    assert shown == {"image/png": {"alt": "A figure of nothing at all."}}
+
+
+def test_show_prints_the_source(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda item: shown.append(item.data))
+    plotting.show(plotting.figure)
+    assert "opaque" in shown[0] and "<pre" in shown[0]
