@@ -38,7 +38,7 @@ def _batches(rows: list, size: int):
     return (rows[i : i + size] for i in range(0, len(rows), size))
 
 
-def answer_loss(model, tokenizer, pairs, batch_size: int = 35, **template_options) -> float:
+def answer_loss(model, tokenizer, pairs, batch_size: int = 10, **template_options) -> float:
     """Return the mean loss in nats per answer token (the end-of-turn token included).
 
     pairs: rows with ``question`` and ``answer``. exp of it is the answers' perplexity.

@@ -130,8 +130,8 @@ def training_arguments(chosen: Recipe, folder: Path | str, **overrides):
         train_sampling_strategy="group_by_length",
         max_length=chosen.max_length,
         gradient_checkpointing=chosen.checkpointing,
-        fp16=cuda and dtype == torch.float16,
-        bf16=cuda and dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        bf16=dtype == torch.bfloat16,
         use_cpu=not cuda,
         dataloader_pin_memory=cuda,
         logging_steps=25,
@@ -139,6 +139,7 @@ def training_arguments(chosen: Recipe, folder: Path | str, **overrides):
         save_steps=50,
         save_total_limit=1,
         report_to="none",
+        disable_tqdm=False,  # the default follows the logging level
         seed=0,
     )
     return SFTConfig(**(arguments | overrides))
@@ -207,15 +208,19 @@ def train(trainer, mark: str = "", resume: bool = True):
     if last and resume and same:
         print(f"Resuming from step {last.rsplit('-', 1)[-1]}.")
     else:
-        if last:
-            print("Starting clean:", "another recipe or other data left these checkpoints." if resume else "as asked.")
+        why = "as asked" if not resume else "other checkpoints are another recipe's" if last else "no checkpoint yet"
+        print(f"Starting clean ({why}).")
+        last = None
+        _start_over(trainer)
         if trainer.is_world_process_zero():
             for old in folder.glob("checkpoint-*"):
                 shutil.rmtree(old)
             folder.mkdir(parents=True, exist_ok=True)
             marked.write_text(mark)
-        last = None
+    runtime.trim_memory()
+    half = trainer.args.bf16 or trainer.args.fp16
     try:
+        _cast_inputs(trainer.model, not half)
         output = trainer.train(resume_from_checkpoint=last)
     except RuntimeError as error:
         if "out of memory" in str(error).lower():
@@ -224,15 +229,35 @@ def train(trainer, mark: str = "", resume: bool = True):
                 "hold memory), halve batch_size and double accumulation, checkpointing=True, a smaller rank."
             ) from error
         raise
+    finally:
+        _cast_inputs(trainer.model, True)
     trainer.save_model(str(folder / "adapter"))
     if trainer.is_world_process_zero():
         for old in folder.glob("checkpoint-*"):
             shutil.rmtree(old)
+    trainer.model.zero_grad(set_to_none=True)
+    runtime.trim_memory()
     trainer.model.eval()  # Trainer leaves dropout and checkpointing on: neither belongs in generation
     if trainer.args.gradient_checkpointing:
         trainer.model.gradient_checkpointing_disable()
     trainer.model.config.use_cache = True
     return output
+
+
+def _cast_inputs(model, wanted: bool) -> None:
+    """Shall PEFT copy a layer's input to the adapter's fp32? Under autocast that is work and
+    memory for nothing (a quarter of a GB in notebook 08); outside it is needed."""
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = wanted
+
+
+def _start_over(trainer) -> None:
+    """Give the adapter its first values again: the cell may run a second time."""
+    runtime.seed_everything(trainer.args.seed)
+    for module in trainer.model.modules():
+        if hasattr(module, "reset_lora_parameters"):
+            module.reset_lora_parameters("default", init_lora_weights=True)
 
 
 def load_finetuned(folder: Path | str, quantization: str | None = None, merge: bool = True):

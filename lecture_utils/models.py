@@ -147,8 +147,8 @@ REGISTRY = {
                 "Its weights were 4-bit before we got them: the blocks' 210 matrices are GGUF Q4_1 "
                 "(at most 16 levels in each block of 32 weights), the embedding, which is also "
                 "the output head, is 8-bit Q8_0. Dequantized to fp32 they take 538 MB and are no "
-                "more precise for it. The file is QuantFactory's conversion of "
-                "HuggingFaceTB/SmolLM2-135M-Instruct; another conversion gives other numbers."
+                "more precise for it. The file is QuantFactory's conversion of Hugging Face's "
+                "SmolLM2-135M-Instruct; another conversion gives other numbers."
             ),
             chat_template=CHATML,  # as shipped, but without 21 tokens of default system prompt
         ),

@@ -150,6 +150,13 @@ def test_another_recipe_or_resume_false_starts_clean_and_says_so(chosen, tmp_pat
         assert said in capsys.readouterr().out and again.state.global_step == 3
 
 
+def test_running_the_training_cell_twice_starts_over(chosen, tmp_path, capsys):
+    trainer = make_trainer(chosen, tmp_path)
+    first = finetuning.train(trainer, "m").training_loss
+    assert "Starting clean (no checkpoint yet)" in capsys.readouterr().out
+    assert finetuning.train(trainer, "m").training_loss == pytest.approx(first, rel=1e-3)
+
+
 def test_fingerprint_sees_recipe_and_data(chosen):
     mark = finetuning.fingerprint(chosen, PAIRS)
     assert mark == finetuning.fingerprint(chosen, PAIRS)

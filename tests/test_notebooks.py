@@ -22,11 +22,15 @@ links = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(links)
 
 
+class Notebook:
+    def __init__(self, node, path):
+        self.node, self.cells, self.metadata = node, node.cells, node.metadata
+        self.stem, self.size = path.stem, path.stat().st_size
+
+
 @pytest.fixture(params=PATHS, ids=lambda p: p.stem)
 def notebook(request):
-    nb = nbformat.read(request.param, as_version=4)
-    nb.stem, nb.size = request.param.stem, request.param.stat().st_size
-    return nb
+    return Notebook(nbformat.read(request.param, as_version=4), request.param)
 
 
 def code(nb):
@@ -57,7 +61,7 @@ def test_there_are_notebooks_and_all_are_in_the_outline():
 
 
 def test_valid_with_python3_kernel_and_no_widget_state(notebook):
-    nbformat.validate(notebook)
+    nbformat.validate(notebook.node)
     assert notebook.metadata.kernelspec.name == "python3"
     assert "widgets" not in notebook.metadata, "run `make notebooks`: it cleans widget state"
 
