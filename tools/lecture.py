@@ -166,10 +166,13 @@ def slides(wanted: str | None) -> int:
     }
     folder = BUILD / "slides"
     folder.mkdir(parents=True, exist_ok=True)
-    exporter = SlidesExporter(template_name="deck", extra_template_basedirs=[str(TEMPLATES)], embed_images=True)
-    exporter.register_preprocessor("nbconvert.preprocessors.TagRemovePreprocessor", enabled=True).remove_input_tags = {
-        "hide-input"
-    }
+    from traitlets.config import Config
+
+    hide = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"hide-input"}}})
+    exporter = SlidesExporter(
+        config=hide, template_name="deck", extra_template_basedirs=[str(TEMPLATES)], embed_images=True
+    )
+    exporter.register_preprocessor("nbconvert.preprocessors.TagRemovePreprocessor", enabled=True)
     for path in found(wanted):
         resources = {"metadata": {"name": path.stem}, "lecture": assets}
         deck = exporter.from_notebook_node(nbformat.read(path, as_version=4), resources=resources)[0]
