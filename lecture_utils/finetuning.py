@@ -253,7 +253,9 @@ def _cast_inputs(model, wanted: bool) -> None:
 
 
 def _start_over(trainer) -> None:
-    """Give the adapter its first values again: the cell may run a second time."""
+    """Give the adapter its first values again and forget the optimizer: the cell may run a
+    second time."""
+    trainer.optimizer = trainer.lr_scheduler = None
     runtime.seed_everything(trainer.args.seed)
     for module in trainer.model.modules():
         if hasattr(module, "reset_lora_parameters"):
