@@ -262,6 +262,11 @@ def _start_over(trainer) -> None:
             module.reset_lora_parameters("default", init_lora_weights=True)
 
 
+def saved_recipe(folder: Path | str) -> Recipe:
+    """Return the recipe that an output folder was made with."""
+    return Recipe(**json.loads((Path(folder) / "recipe.json").read_text()))
+
+
 def load_finetuned(folder: Path | str, quantization: str | None = None, merge: bool = True):
     """Return ``(model, tokenizer)`` of an output folder: its base model with its adapter.
 
@@ -272,8 +277,7 @@ def load_finetuned(folder: Path | str, quantization: str | None = None, merge: b
     folder = Path(folder)
     if not (folder / "adapter" / "adapter_config.json").exists():
         raise models.ModelError(f"{folder} holds no adapter: finetune with --output {folder} first.")
-    name = json.loads((folder / "recipe.json").read_text())["model"]
-    base, tokenizer = models.load_chat_model(name, quantization)
+    base, tokenizer = models.load_chat_model(saved_recipe(folder).model, quantization)
     model = PeftModel.from_pretrained(base, folder / "adapter")
     return (model.merge_and_unload() if merge and quantization is None else model).eval(), tokenizer
 
@@ -319,8 +323,7 @@ def chat_loop(folder: Path | str, read=input) -> None:
     from transformers import TextStreamer
 
     model, tokenizer = load_finetuned(folder)
-    name = json.loads((Path(folder) / "recipe.json").read_text())["model"]
-    options = dict(models.REGISTRY[name].template_options) if name in models.REGISTRY else {}
+    options = template_options(saved_recipe(folder))
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     print("Ask, or press Enter on an empty line to leave.")
     while question := read("> ").strip():
