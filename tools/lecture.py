@@ -9,8 +9,10 @@ import argparse
 import html
 import importlib.resources
 import os
+import re
 import sys
 import time
+from copy import deepcopy
 from pathlib import Path
 
 import nbformat
@@ -127,13 +129,25 @@ def mathjax() -> str:
     return (importlib.resources.files("mathjax") / "static/mathjax/es5/tex-svg.js").read_text(encoding="utf-8")
 
 
+def offline(notebook, notes: bool):
+    """Return a copy whose badges are plain links (their pictures are remote), with the
+    speaker notes or without."""
+    copy = deepcopy(notebook)
+    for cell in copy.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\[!\[([^\]]*)\]\(https?:[^)]*\)\]", r"[\1]", cell.source)
+    if not notes:
+        copy.cells = [c for c in copy.cells if c.metadata.get("slideshow", {}).get("slide_type") != "notes"]
+    return copy
+
+
 def to_html(notebook, name: str) -> str:
     """Render a notebook as one page that needs no network."""
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(template_name="page", extra_template_basedirs=[str(TEMPLATES)], embed_images=True)
     resources = {"metadata": {"name": name}, "lecture": {"mathjax": mathjax()}}
-    return exporter.from_notebook_node(notebook, resources=resources)[0]
+    return exporter.from_notebook_node(offline(notebook, notes=False), resources=resources)[0]
 
 
 def write_index(rows) -> None:
@@ -175,7 +189,8 @@ def slides(wanted: str | None) -> int:
     exporter.register_preprocessor("nbconvert.preprocessors.TagRemovePreprocessor", enabled=True)
     for path in found(wanted):
         resources = {"metadata": {"name": path.stem}, "lecture": assets}
-        deck = exporter.from_notebook_node(nbformat.read(path, as_version=4), resources=resources)[0]
+        notebook = offline(nbformat.read(path, as_version=4), notes=True)
+        deck = exporter.from_notebook_node(notebook, resources=resources)[0]
         (folder / f"{path.stem}.html").write_text(deck, encoding="utf-8")
         print(f"{os.path.relpath(folder / path.stem)}.html  ({len(deck) / 1e6:.1f} MB, opens without a network)")
     return 0
