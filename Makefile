@@ -12,9 +12,9 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 export PYTHONUTF8 := 1
 
-.PHONY: help lecture test setup models lab check notebooks slides links record slow clean
+.PHONY: help lecture test setup models lab check notebooks slides links record prove-7b slow clean
 help:       ## list the targets
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 lecture: setup   ## set up, run every notebook, write build/index.html (NB=08 runs one)
 	$(RUN) tools/lecture.py run $(NB)
@@ -40,7 +40,7 @@ lab: setup       ## open JupyterLab
 
 check: $(VENV)/.installed   ## ruff and the notebook contract, in seconds
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check lecture_utils tests tools
+	$(BIN)/ruff format --check .
 	$(RUN) -m pytest -q tests/test_notebooks.py tests/test_repository.py
 
 notebooks: setup   ## execute in place and clean: what is committed is as run
@@ -52,8 +52,11 @@ slides: $(VENV)/.installed   ## one self-contained HTML deck a notebook, under b
 links: $(VENV)/.installed    ## rewrite badges, setup cells and citation (REPO=owner/name)
 	$(RUN) tools/links.py $(REPO)
 
-record: setup    ## reproduce the recorded runs of 08 (about 45 minutes on two cores)
+record: setup    ## reproduce the recorded runs of 08 (about 50 minutes on two cores)
 	$(RUN) tools/record_08.py
+
+prove-7b: setup  ## Llama 2 7B's architecture with random weights through 08's code (10 minutes, 14 GB of disk)
+	$(RUN) tools/prove_7b.py
 
 slow: setup      ## the tests marked slow
 	$(RUN) -m pytest -m slow tests

@@ -364,21 +364,21 @@ def _disk_error(error: OSError, folder: Path) -> Exception:
 
 
 def quantization_config(quantization: str | None, compute_dtype=None, double_quant: bool = True):
-    """Return the BitsAndBytesConfig for ``None``, ``"nf4"`` or ``"int8"``; ValueError otherwise."""
+    """Return the BitsAndBytesConfig for ``None``, ``"nf4"``, ``"fp4"`` or ``"int8"``; ValueError otherwise."""
     if quantization is None:
         return None
     from transformers import BitsAndBytesConfig
 
-    if quantization == "nf4":
+    if quantization in ("nf4", "fp4"):
         return BitsAndBytesConfig(
             load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
+            bnb_4bit_quant_type=quantization,
             bnb_4bit_compute_dtype=compute_dtype,
             bnb_4bit_use_double_quant=double_quant,
         )
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
-    raise ValueError(f"quantization={quantization!r}: choose None, 'nf4' or 'int8'.")
+    raise ValueError(f"quantization={quantization!r}: choose None, 'nf4', 'fp4' or 'int8'.")
 
 
 def load_tokenizer(name: str):
@@ -405,7 +405,7 @@ def load_tokenizer(name: str):
 def load_chat_model(name: str = LAPTOP_MODEL, quantization: str | None = None, dtype=None, double_quant: bool = True):
     """Return ``(model, tokenizer)`` of a registered model, or of a folder with one.
 
-    quantization: None, ``"nf4"`` (4-bit NormalFloat, QLoRA section 3) or ``"int8"``.
+    quantization: None, ``"nf4"`` (4-bit NormalFloat, QLoRA section 3), ``"fp4"`` or ``"int8"``.
     dtype: torch dtype of computation and of what is not quantized; default: what the
     hardware is best at (``runtime.compute_dtype``). The model is in eval mode.
     Raises ModelError with what to do, ValueError for an unknown quantization.

@@ -15,10 +15,20 @@ def figure(width: float = 7.0, height: float = 3.2, columns: int = 1, rows: int 
     """Return ``(figure, axes)`` in the lecture's style: opaque white, no top or right spine."""
     import matplotlib.pyplot as plt
 
-    with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+    style = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+    with plt.rc_context(style | {"axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, RED, SKY, PINK])}):
         fig, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
     fig.patch.set_facecolor("white")
     return fig, axes
+
+
+def box(ax, x: float, y: float, width: float, height: float, text: str, color: str) -> None:
+    """Draw a box of a diagram with its text in the middle, filled lightly and edged in ``color``."""
+    from matplotlib.colors import to_rgba
+    from matplotlib.patches import Rectangle
+
+    ax.add_patch(Rectangle((x, y), width, height, facecolor=to_rgba(color, 0.25), edgecolor=color))
+    ax.text(x + width / 2, y + height / 2, text, ha="center", va="center")
 
 
 def show_figure(fig, alt: str) -> None:

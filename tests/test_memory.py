@@ -2,7 +2,8 @@ import pytest
 
 from lecture_utils import finetuning, memory, models
 
-SHAPES = {name: card.shape for name, card in models.REGISTRY.items()}
+SHAPES = {name: card.shape for name, card in models.REGISTRY.items() if card.shape}
+LLAMA = {"7B": 6_738_415_616, "13B": 13_015_864_320, "65B": 65_285_660_672, "70B": 68_976_648_192}
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -11,6 +12,13 @@ def test_shapes_count_what_the_library_builds(name):
     assert sum(p.numel() for p in empty.parameters()) == SHAPES[name].parameters()
     inside = sum(p.numel() for n, p in empty.named_parameters() if "_proj" in n)
     assert inside == SHAPES[name].layers * sum(i * o for i, o in SHAPES[name].linear_layers().values())
+
+
+@pytest.mark.parametrize("name", LLAMA)
+def test_the_llama_family_by_formula_and_built_empty(name):
+    shape = memory.LLAMA[name]
+    assert shape.parameters() == LLAMA[name]
+    assert sum(p.numel() for p in shape.build_empty().parameters()) == LLAMA[name]
 
 
 def test_the_figures_of_the_lecture():

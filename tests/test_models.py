@@ -160,7 +160,7 @@ def test_unknown_name_lists_the_registry():
 
 
 def test_unknown_quantization():
-    with pytest.raises(ValueError, match="'nf4' or 'int8'"):
+    with pytest.raises(ValueError, match="'fp4' or 'int8'"):
         models.quantization_config("int3")
 
 

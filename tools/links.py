@@ -47,6 +47,8 @@ def setup_cell(packages: tuple[str, ...]) -> str:
     """Return the source of a notebook's setup cell; ``packages`` are those whose versions it prints."""
     slug, branch = project()
     named = ", ".join(f'"{p}"' for p in packages)
+    if len(named) > 60:  # as ruff would wrap it
+        named = f"\n    {named}\n"
     return (
         "import sys\n\n"
         'if "google.colab" in sys.modules:\n'

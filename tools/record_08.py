@@ -1,4 +1,4 @@
-"""Reproduce the recorded runs of notebook 08: `make record`, about 45 minutes on two cores.
+"""Reproduce the recorded runs of notebook 08: `make record`, about 50 minutes on two cores.
 
 Each run finetunes the laptop's model with one recipe and judges it on the 140 held-out
 phrasings. Interrupted, it goes on with the next run that is not in the CSV yet.
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 TARGET = Path(__file__).resolve().parent.parent / "lecture_utils" / "recorded" / "08_recipes.csv"
-FIELDS = ("label", "seed", "steps", "seconds", "answer_loss", "f1", "rouge_l", "key_accuracy")
+FIELDS = ("label", "epochs", "seed", "steps", "seconds", "answer_loss", "f1", "rouge_l", "key_accuracy")
 
 
 def runs():
@@ -23,14 +23,14 @@ def runs():
 
     ours, change = recipe("laptop"), dataclasses.replace
     return [
-        ("the lecture's, as it was", recipe("laptop-2023"), 0),
-        ("ours, but one epoch", change(ours, epochs=1.0), 0),
-        ("ours, seed 0", ours, 0),
-        ("ours, but three epochs", change(ours, epochs=3.0), 0),
+        ("ours", ours, 0),
         ("ours, seed 1", ours, 1),
         ("ours, seed 2", ours, 2),
-        ("ours, but batch 4, rate 2e-3, one epoch", change(ours, batch_size=4, learning_rate=2e-3, epochs=1.0), 0),
-        ("the lecture's, but rate 2e-3", change(recipe("laptop-2023"), learning_rate=2e-3), 0),
+        ("ours, but one epoch", change(ours, epochs=1.0), 0),
+        ("the lecture's settings", recipe("laptop-2023"), 0),
+        ("ours, but three epochs", change(ours, epochs=3.0), 0),
+        ("ours, but five epochs", change(ours, epochs=5.0), 0),
+        ("the lecture's settings, rate 2e-3", change(recipe("laptop-2023"), learning_rate=2e-3), 0),
     ]
 
 
@@ -63,7 +63,7 @@ def main() -> None:
         report = evaluation.evaluate(model, tokenizer, qa["test"])
         with TARGET.open("a") as file:
             csv.writer(file, lineterminator="\n").writerow([
-                label, seed, trainer.state.global_step, f"{seconds:.0f}", f"{report.loss:.3f}",
+                label, chosen.epochs, seed, trainer.state.global_step, f"{seconds:.0f}", f"{report.loss:.3f}",
                 f"{report.f1:.3f}", f"{report.rouge_l:.3f}", f"{report.key_accuracy:.3f}",
             ])  # fmt: skip
         print("  ", report, flush=True)
