@@ -31,6 +31,7 @@ class Recipe:
     alpha: int = 32
     dropout: float = 0.0
     targets: str | tuple[str, ...] = "all-linear"
+    first_layer: int = 0  # no adapter below: the backward pass ends there
     learning_rate: float = 2e-3
     schedule: str = "cosine"
     warmup: float = 0.05  # share of the steps
@@ -74,7 +75,7 @@ _GPU = Recipe(
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe(name="laptop", batch_size=8, learning_rate=4e-3, epochs=2.0),
+        Recipe(name="laptop", batch_size=8, learning_rate=4e-3, epochs=2.0, first_layer=15),
         _LECTURE,
         dataclasses.replace(_LECTURE, name="laptop-2023", model=models.LAPTOP_MODEL, checkpointing=False),
         _GPU,
@@ -99,11 +100,16 @@ def lora_config(chosen: Recipe):
     """Return PEFT's configuration of the recipe's adapter."""
     from peft import LoraConfig
 
+    layers, targets = None, chosen.targets
+    if chosen.first_layer:  # PEFT then wants the matrices by name
+        layers = list(range(chosen.first_layer, models.depth(chosen.model)))
+        targets = models.Shape.MATRICES if targets == "all-linear" else targets
     return LoraConfig(
         r=chosen.rank,
         lora_alpha=chosen.alpha,
         lora_dropout=chosen.dropout,
-        target_modules=chosen.targets if isinstance(chosen.targets, str) else list(chosen.targets),
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        layers_to_transform=layers,
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -348,6 +354,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--export", type=Path, nargs=2, metavar=("FOLDER", "TARGET"), help="write it merged to TARGET")
     given = parser.parse_args(arguments)
     runtime.quiet()
+    if runtime.scale() == "laptop":
+        runtime.use_less_memory()
     if given.chat:
         return chat_loop(given.chat)
     if given.export:
@@ -356,6 +364,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--data and --output are needed to finetune (or --chat, or --export)")
     chosen = recipe(given.recipe or ("llama2-7b" if runtime.scale() == "gpu" else "laptop"))
     changes = {k: v for k, v in (("model", given.model), ("epochs", given.epochs)) if v is not None}
+    if given.model:
+        changes["first_layer"] = 0  # a recipe's choice of layers is for its own model
     chosen = dataclasses.replace(chosen, **changes)
     pairs, held_out = data.own_pairs(given.data), None
     if not 0 <= given.hold_out < 1:

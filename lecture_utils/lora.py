@@ -5,6 +5,8 @@ import math
 import torch
 from torch import nn
 
+from lecture_utils.quantization import Linear4bit
+
 
 class LoRALinear(nn.Module):
     """A linear layer with an adapter beside it: maps (..., inputs) to (..., outputs).
@@ -19,10 +21,11 @@ class LoRALinear(nn.Module):
         super().__init__()
         if rank < 1:
             raise ValueError(f"rank={rank}: LoRA needs a rank of at least 1.")
-        outputs, inputs = base.weight.shape
+        weight = base.weight
+        outputs, inputs = weight.shape
         self.base = base.requires_grad_(False)
-        self.A = nn.Parameter(torch.empty(rank, inputs))
-        self.B = nn.Parameter(torch.zeros(outputs, rank))
+        self.A = nn.Parameter(torch.empty(rank, inputs, device=weight.device))
+        self.B = nn.Parameter(torch.zeros(outputs, rank, device=weight.device))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # PEFT's choice; the paper draws from a Gaussian
         self.scale = alpha / rank
         self.dropout = nn.Dropout(dropout)
@@ -30,7 +33,10 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.base(x)
-        return out if self.merged else out + self.scale * (self.dropout(x) @ self.A.T @ self.B.T)
+        if self.merged:
+            return out
+        update = self.dropout(x.to(self.A.dtype)) @ self.A.T @ self.B.T  # in fp32, whatever the base's dtype
+        return out + (self.scale * update).to(out.dtype)
 
     def delta(self) -> torch.Tensor:
         """Return the update of the weight, (alpha / r) B A, (outputs, inputs)."""
@@ -48,7 +54,7 @@ class LoRALinear(nn.Module):
         self._add(-1, merged=False)
 
     def _add(self, sign: int, merged: bool) -> None:
-        if not isinstance(self.base.weight, nn.Parameter):
+        if not (isinstance(self.base.weight, nn.Parameter) and self.base.weight.is_floating_point()):
             raise TypeError("This base's weight is not stored as it is used: dequantize it first, then merge.")
         if self.merged != merged:
             self.base.weight += sign * self.delta().to(self.base.weight.dtype)
@@ -56,20 +62,22 @@ class LoRALinear(nn.Module):
 
 
 def add_adapters(model: nn.Module, targets: tuple[str, ...], rank: int, alpha: float, dropout: float = 0.0) -> int:
-    """Freeze a model and put an adapter on each linear layer whose name ends in one of ``targets``.
+    """Freeze a model and put an adapter on each linear layer whose last name is one of ``targets``.
 
     Changes the model in place and returns the number of adapters. Raises ValueError where
-    nothing matches, or where a layer has an adapter already.
+    nothing matches or the model has adapters already, TypeError for targets as one string.
     """
+    if isinstance(targets, str):
+        raise TypeError(f"targets={targets!r}: give a tuple of names, ({targets!r},).")
     if any(isinstance(module, LoRALinear) for module in model.modules()):
         raise ValueError("The model has adapters already: adapting it twice would freeze the first.")
     found = [
         (name, module)
         for name, module in model.named_modules()
-        if name.rsplit(".", 1)[-1] in targets and getattr(module, "weight", None) is not None
+        if name.rsplit(".", 1)[-1] in targets and isinstance(module, nn.Linear | Linear4bit)
     ]
     if not found:
-        raise ValueError(f"No layer's name ends in one of {targets}.")
+        raise ValueError(f"No linear layer is named one of {targets}.")
     model.requires_grad_(False)
     for name, module in found:
         parent = model.get_submodule(name.rpartition(".")[0])

@@ -3,6 +3,8 @@
 GB = 10^9 bytes. Everything here is arithmetic; only ``activations`` is an estimate.
 """
 
+import dataclasses
+
 from lecture_utils.models import Shape, card
 
 LLAMA = {  # LLaMA (65B, 2302.13971 Table 2) and Llama 2 (2307.09288 Table 1) by their names
@@ -59,13 +61,14 @@ def activations(shape: Shape, tokens: int, checkpointing: bool, compute_bytes: i
 def budget(recipe, tokens_per_row: int = 64) -> list[dict]:
     """Return the parts of a recipe's memory as rows for ``plotting.table``, the sum last."""
     shape = card(recipe.model).shape
-    adapter = lora_parameters(shape, recipe.rank, recipe.targets)
+    adapted = dataclasses.replace(shape, layers=shape.layers - recipe.first_layer)  # backward ends there
+    adapter = lora_parameters(adapted, recipe.rank, recipe.targets)
     parts = {
         f"weights ({recipe.quantization or '16 bit'})": weight_bytes(shape, recipe.quantization, recipe.double_quant),
         f"adapter, fp32 ({adapter:,} parameters)": 4 * adapter,
         "its gradients and two Adam moments, fp32": 12 * adapter,
         f"activations, estimated ({recipe.batch_size} x {tokens_per_row} tokens)": activations(
-            shape, recipe.batch_size * tokens_per_row, recipe.checkpointing
+            adapted, recipe.batch_size * tokens_per_row, recipe.checkpointing
         ),
     }
     rows = [{"part": name, "GB": round(size / 1e9, 2)} for name, size in parts.items()]

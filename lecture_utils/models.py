@@ -75,11 +75,13 @@ class Shape:
     tied: bool  # is the output head the embedding?
     qk_norm: bool = False
 
+    MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a block
+
     def linear_layers(self) -> dict[str, tuple[int, int]]:
         """Return the matrices of one block: name -> (inputs, outputs)."""
         d, f, q, kv = self.width, self.feed_forward, self.heads * self.head_width, self.kv_heads * self.head_width
-        attention = {"q_proj": (d, q), "k_proj": (d, kv), "v_proj": (d, kv), "o_proj": (q, d)}
-        return attention | {"gate_proj": (d, f), "up_proj": (d, f), "down_proj": (f, d)}
+        sizes = ((d, q), (d, kv), (d, kv), (q, d), (d, f), (d, f), (f, d))
+        return dict(zip(self.MATRICES, sizes, strict=True))
 
     def parameters(self) -> int:
         """Return the exact number of parameters (the test holds it to a model built empty)."""
@@ -204,6 +206,15 @@ def card(name: str) -> ModelCard:
         known = "\n".join(f"  {c.name:<24} {c.role}" for c in REGISTRY.values())
         raise ModelError(f"There is no model {name!r} in the registry. Choose one of\n{known}\nor give a folder.")
     return REGISTRY[name]
+
+
+def depth(name: str) -> int:
+    """Return the number of layers of a registered model or of a folder with one."""
+    if (Path(name) / "config.json").exists():
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(name).num_hidden_layers
+    return card(name).shape.layers
 
 
 def cache_dir() -> Path:

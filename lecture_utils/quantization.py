@@ -1,8 +1,8 @@
 """Few bits a number: absmax int8, NF4 and FP4, packing, double quantization.
 
-Written to be read beside notebook 07. Four-bit codes, bytes and values equal bitsandbytes'
-bit for bit (the tests hold them to it); its 8-bit scales are looked up in a table that takes
-the neighbour for about one value in 700, those almost half way between two levels. Sources: Dettmers et al., LLM.int8() (2208.07339, section 2) and QLoRA
+Written to be read beside notebook 07, on a CPU. Four-bit codes, bytes and values equal
+bitsandbytes' bit for bit (the tests hold them to it); its 8-bit scales come from a coarse
+look-up table, which takes the neighbouring level for some values almost half way between. Sources: Dettmers et al., LLM.int8() (2208.07339, section 2) and QLoRA
 (2305.14314, section 3).
 """
 
@@ -37,8 +37,10 @@ def nf4_levels() -> torch.Tensor:
     """Return NF4's 16 levels, ascending, float32, from the quantiles of a normal distribution.
 
     Eight positive and seven negative levels stand at evenly spaced *probabilities*, zero is
-    added, and all are divided by the greatest, so that they end at -1 and 1 (2305.14314,
-    equation 4; the outermost probability 0.9677083 is that of the authors' code).
+    added, and all are divided by the greatest, so that they end at -1 and 1 (after 2305.14314,
+    equation 4; as the authors' code does, with quantiles themselves and not their means). The
+    outermost probability, 0.9677083 in that code, is 1 - (1/32 + 1/30) / 2: half a step is left out,
+    averaged over 16 and 15 steps.
     """
     outer, quantile = 0.9677083, NormalDist().inv_cdf
     positive = [quantile(p) for p in torch.linspace(outer, 0.5, 9).tolist()[:-1]]
@@ -69,8 +71,8 @@ def int4_levels() -> torch.Tensor:
 def dynamic_levels() -> torch.Tensor:
     """Return the 256 levels of bitsandbytes' signed *dynamic* 8-bit type, ascending, float32.
 
-    Seven decades, from 10^-6 to 1; each has twice as many levels as the one below it, in the
-    middle of evenly spaced intervals (Dettmers 2015, 1511.04561).
+    Seven decades, from 10^-7 to 1, with 1, 2, 4 ... 64 levels of each sign, in the middle of
+    evenly spaced intervals (Dettmers 2015, 1511.04561).
     """
     levels = [0.0, 1.0]
     for decade in range(7):

@@ -43,6 +43,14 @@ def test_recipes_name_models_of_the_registry():
     assert (lecture.rank, lecture.alpha, lecture.batch_size, lecture.learning_rate) == (64, 16, 4, 2e-4)
 
 
+def test_adapters_from_a_layer_on(chosen, tmp_path):
+    trainer = make_trainer(dataclasses.replace(chosen, first_layer=1), tmp_path)
+    names = [n for n, p in trainer.model.named_parameters() if p.requires_grad]
+    assert len(names) == 2 * len(models.Shape.MATRICES) and all(".layers.1." in n for n in names)
+    whole = make_trainer(chosen, tmp_path)
+    assert sum(p.requires_grad for p in whole.model.parameters()) == 2 * len(names)
+
+
 def test_loss_and_gradients_equal_trls_own(chosen, tmp_path):
     """Three ways, one answer: our loss on answer positions, TRL's, and cross-entropy by hand."""
     from trl import SFTTrainer

@@ -97,6 +97,16 @@ def test_on_a_four_bit_base():
         layer.merge()
 
 
+def test_a_half_precision_base_keeps_its_dtype():
+    layer = lora.LoRALinear(nn.Linear(16, 8).bfloat16(), 2, 4)
+    nn.init.normal_(layer.B)
+    x = torch.randn(3, 16).bfloat16()
+    assert layer(x).dtype == torch.bfloat16 and layer.A.dtype == torch.float32
+    before = layer(x)
+    layer.merge()
+    assert torch.allclose(layer(x), before, atol=0.1, rtol=0.05)
+
+
 def test_counts_equal_the_formula():
     shape = models.Shape("llama", 100, 64, 96, 2, 4, 2, 16, tied=True)
     model = shape.build_empty()
@@ -110,8 +120,10 @@ def test_errors():
     with pytest.raises(ValueError, match="rank=0"):
         lora.LoRALinear(nn.Linear(2, 2), 0, 1)
     net = Net()
-    with pytest.raises(ValueError, match="No layer's name"):
+    with pytest.raises(ValueError, match="No linear layer"):
         lora.add_adapters(net, ("q_proj",), 1, 1)
+    with pytest.raises(TypeError, match="tuple of names"):
+        lora.add_adapters(net, "up", 1, 1)
     lora.add_adapters(net, ("up",), 1, 1)
     with pytest.raises(ValueError, match="adapters already"):
         lora.add_adapters(net, ("down",), 1, 1)

@@ -31,7 +31,7 @@ def test_nf4_is_asymmetric_with_an_exact_zero():
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("block", [64, 256])
 def test_four_bits_equal_bitsandbytes(kind, shape, block):
-    """bitsandbytes 0.50 dequantizes wrongly on a CPU where a block spans rows: those are left out."""
+    """bitsandbytes 0.50 dequantizes wrongly on a CPU where an even row is no whole number of blocks."""
     x = draw(shape if shape[-1] >= block else (x_size(shape),))
     packed, state = bnb.quantize_4bit(x, blocksize=block, quant_type=kind)
     ours = q.quantize_4bit(x, bnb.get_4bit_type(kind, device="cpu"), block)
