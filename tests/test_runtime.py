@@ -65,3 +65,12 @@ def test_peak_memory_grows_with_what_is_held():
     before = runtime.peak_memory_gb()
     block = torch.ones(int(2e8))  # 0.8 GB
     assert runtime.peak_memory_gb() >= before and runtime.peak_memory_gb() > block.nbytes / 1e9
+
+
+def test_use_less_memory_keeps_the_users_choice(monkeypatch):
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "77")
+    runtime.use_less_memory()
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "77"
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    runtime.use_less_memory()
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "32"

@@ -73,7 +73,7 @@ def clean(notebook) -> None:
         for output in cell.outputs:
             if output.output_type == "stream" and output.name == "stderr":
                 output.text = "".join(line.rsplit("\r", 1)[-1] for line in output.text.splitlines(keepends=True))
-                if "|" in output.text and "%" in output.text:
+                if not output.text.strip() or ("|" in output.text and "%" in output.text):
                     continue  # a text progress bar: of interest while it runs
             if output.output_type in ("display_data", "execute_result"):
                 output.data.pop("application/vnd.jupyter.widget-view+json", None)

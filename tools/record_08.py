@@ -10,11 +10,10 @@ import datetime
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 TARGET = Path(__file__).resolve().parent.parent / "lecture_utils" / "recorded" / "08_recipes.csv"
-FIELDS = ("label", "epochs", "seed", "steps", "seconds", "answer_loss", "f1", "rouge_l", "key_accuracy")
+FIELDS = ("label", "epochs", "seed", "steps", "answer_loss", "f1", "rouge_l", "key_accuracy")
 
 
 def runs():
@@ -57,15 +56,13 @@ def main() -> None:
         print(label, flush=True)
         runtime.seed_everything(seed)
         with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
             model, tokenizer, trainer = finetuning.finetune(
                 chosen, qa["train"], folder, seed=seed, save_strategy="no", disable_tqdm=True
             )
-            seconds = time.perf_counter() - start
         report = evaluation.evaluate(model, tokenizer, qa["test"])
         with TARGET.open("a") as file:
             csv.writer(file, lineterminator="\n").writerow([
-                label, chosen.epochs, seed, trainer.state.global_step, f"{seconds:.0f}", f"{report.loss:.3f}",
+                label, chosen.epochs, seed, trainer.state.global_step, f"{report.loss:.3f}",
                 f"{report.f1:.3f}", f"{report.rouge_l:.3f}", f"{report.key_accuracy:.3f}",
             ])  # fmt: skip
         print("  ", report, flush=True)
