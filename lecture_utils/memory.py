@@ -17,8 +17,14 @@ LLAMA = {  # LLaMA (65B, 2302.13971 Table 2) and Llama 2 (2307.09288 Table 1) by
 FULL_12 = 2 + 2 + 8  # 16-bit weights and gradients, two fp32 Adam moments
 FULL_16 = 4 + 4 + 8  # the same in fp32; or 16 bit with an fp32 copy of the weights
 
-NF4_BITS = 4 + 32 / 64  # a value and its share of the fp32 scale of a block of 64
-NF4_DQ_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # scales in 8 bits, their scales in fp32 per 256: 4.127
+
+def bits_per_parameter(block: int = 64, double: bool = False, second_block: int = 256) -> float:
+    """Return the bits that a 4-bit parameter takes with its share of the scales (4.5, or 4.127)."""
+    return 4 + (8 / block + 32 / (block * second_block) if double else 32 / block)
+
+
+NF4_BITS = bits_per_parameter()
+NF4_DQ_BITS = bits_per_parameter(double=True)
 
 
 def lora_parameters(shape: Shape, rank: int, targets: str | tuple[str, ...] = "all-linear") -> int:

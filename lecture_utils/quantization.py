@@ -11,6 +11,8 @@ from statistics import NormalDist
 
 import torch
 
+from lecture_utils.memory import bits_per_parameter  # noqa: F401  (part of this subject; defined once)
+
 TINY = 1e-38  # a block of zeros is divided by this
 
 
@@ -165,11 +167,6 @@ def double_quantize(absmax: torch.Tensor) -> Scales8bit:
     scale = rows.abs().amax(1)
     codes = nearest((rows * (1 / scale.clamp(min=TINY))[:, None]).clamp(-1, 1), dynamic_levels())
     return Scales8bit(codes.reshape(-1)[: absmax.numel()], scale, offset)
-
-
-def bits_per_parameter(block: int = 64, double: bool = False, second_block: int = 256) -> float:
-    """Return the bits that a 4-bit parameter takes with its share of the scales (4.5, or 4.127)."""
-    return 4 + (8 / block + 32 / (block * second_block) if double else 32 / block)
 
 
 class _Product(torch.autograd.Function):
