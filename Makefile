@@ -52,8 +52,8 @@ slides: $(VENV)/.installed   ## one self-contained HTML deck a notebook, under b
 links: $(VENV)/.installed    ## rewrite badges, setup cells and citation (REPO=owner/name)
 	$(RUN) tools/links.py $(REPO)
 
-record: setup    ## reproduce the recorded runs of 08 (about 40 minutes on two cores)
-	$(RUN) tools/record_08.py
+record: setup    ## reproduce the recorded runs, about two hours (NB=06: of one notebook)
+	for tool in tools/record_$(or $(NB),*).py; do $(RUN) $$tool || exit 1; done
 
 prove-7b: setup  ## Llama 2 7B's architecture with random weights through 08's code (10 minutes, 14 GB of disk)
 	$(RUN) tools/prove_7b.py

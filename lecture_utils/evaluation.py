@@ -77,9 +77,8 @@ def completion_loss(model, ids, attention_mask, labels):
     columns = (shifted != -100).any(0).nonzero().squeeze(1)
     logits = model(input_ids=ids, attention_mask=attention_mask, logits_to_keep=columns, use_cache=False).logits
     target = shifted[:, columns]
-    wanted = target != -100
-    loss = torch.nn.functional.cross_entropy(logits[wanted].float(), target[wanted], reduction="sum")
-    return loss, int(wanted.sum())
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="sum")
+    return loss, int((target != -100).sum())
 
 
 def generate_answers(model, tokenizer, questions, max_new_tokens: int = 32, batch_size: int = 35, **template_options):

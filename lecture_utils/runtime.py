@@ -6,6 +6,7 @@ variable ``LECTURE_SCALE`` overrides it.
 """
 
 import ctypes
+import functools
 import importlib.metadata
 import logging
 import os
@@ -49,14 +50,17 @@ def device_map() -> dict[str, str | int]:
 
 
 def cpu_has_bf16() -> bool:
-    """Does this CPU multiply bf16 matrices faster than fp32 ones? Tried, not looked up.
+    """Does this CPU multiply bf16 matrices faster than fp32 ones? Tried once, not looked up.
 
     Two products of 512 x 1024 by 1024 x 1024, best of three, in a few milliseconds.
     ``LECTURE_BF16=0`` (or ``1``) answers for it.
     """
     forced = os.environ.get("LECTURE_BF16", "")
-    if forced in ("0", "1"):
-        return forced == "1"
+    return forced == "1" if forced in ("0", "1") else _bf16_is_faster()
+
+
+@functools.cache  # a busy machine must not answer differently in the next cell
+def _bf16_is_faster() -> bool:
     import torch
 
     def seconds(dtype):

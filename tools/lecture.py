@@ -38,7 +38,6 @@ def found(wanted: str | None) -> list[Path]:
 def execute(path: Path, label: str):
     """Execute a notebook top to bottom with one progress line; return (notebook, seconds, error)."""
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     from tqdm import tqdm
 
     notebook = nbformat.read(path, as_version=4)
@@ -55,9 +54,17 @@ def execute(path: Path, label: str):
         )
         try:
             client.execute()
-        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        except Exception as error:  # a failed cell, a dead kernel, whatever: the next notebook still runs
             problem = error
     return notebook, time.monotonic() - started, problem
+
+
+def reason(problem: Exception) -> str:
+    """Return one line that says why a notebook failed."""
+    if "Kernel died" in str(problem):
+        return "its kernel died. Most often memory ran out: close other programs and run it again."
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(problem)).strip()  # without the traceback's colours
+    return (plain or repr(problem)).splitlines()[-1][:300]
 
 
 def clean(notebook) -> None:
@@ -98,7 +105,7 @@ def run(wanted: str | None) -> int:
         rows.append((path.stem, title(notebook), seconds, problem is None))
         if problem is not None:
             failed += 1
-            print(f"    failed: {str(problem).strip().splitlines()[-1][:300]}\n    see {BUILD / path.stem}.html")
+            print(f"    failed: {reason(problem)}\n    see {os.path.relpath(BUILD / path.stem)}.html")
     write_index(rows)
     print(f"{len(rows) - failed} of {len(rows)} notebooks ran. Open {os.path.relpath(BUILD / 'index.html')}")
     return failed
@@ -115,7 +122,7 @@ def refresh(wanted: str | None) -> int:
             nbformat.write(notebook, path)
         else:
             failed += 1
-            print(f"    failed, left as it was: {str(problem).strip().splitlines()[-1][:300]}")
+            print(f"    failed, left as it was: {reason(problem)}")
     return failed
 
 

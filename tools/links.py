@@ -47,7 +47,7 @@ def setup_cell(packages: tuple[str, ...]) -> str:
     """Return the source of a notebook's setup cell; ``packages`` are those whose versions it prints."""
     slug, branch = project()
     named = ", ".join(f'"{p}"' for p in packages)
-    if len(named) > 60:  # as ruff would wrap it
+    if len(f"SCALE = runtime.setup({named})") > 88:  # as ruff would wrap it: notebooks/ruff.toml
         named = f"\n    {named}\n"
     return (
         "import sys\n\n"

@@ -1,4 +1,4 @@
-"""Reproduce the recorded runs of notebook 08: `make record`, about 40 minutes on two cores.
+"""Reproduce the recorded runs of notebook 08: `make record NB=08`, about 40 minutes on two cores.
 
 Each run finetunes the laptop's model with one recipe and judges it on the 140 held-out
 phrasings. Interrupted, it goes on with the next run that is not in the CSV yet.
@@ -47,7 +47,7 @@ def main() -> None:
         TARGET.parent.mkdir(exist_ok=True)
         day = datetime.date.today().isoformat()
         TARGET.write_text(
-            f"# recorded {day} on {os.cpu_count()} cores, {runtime.compute_dtype()}; reproduce with: make record\n"
+            f"# recorded {day} on {os.cpu_count()} cores, {runtime.compute_dtype()}; reproduce with: make record NB=08\n"
             + ",".join(FIELDS) + "\n"
         )  # fmt: skip
     for label, chosen, seed in runs():

@@ -1,0 +1,170 @@
+"""The PEFT family on one small task: which notebook of the lecture does a question belong to?
+
+The chat model gets the question in its template; its next token shall name the subject. Six
+ways to adapt it (one module, ``METHODS``), the same rows, steps and batches for each.
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lecture_utils import data, models, runtime
+
+SUBJECTS = {  # notebook -> the word that names it; their first tokens differ
+    "01_introduction": "history", "02_architecture": "attention", "03_pretraining": "pretraining",
+    "04_supervised_finetuning": "instructions", "05_rlhf": "feedback", "06_lora_math": "adapters",
+    "07_quantization": "bits", "08_qlora_llama2": "recipe", "09_rag": "search", "10_prompting": "prompts",
+    "11_limitations_and_ethics": "ethics", "12_foundation_models": "foundation",
+}  # fmt: skip
+STEPS, BATCH = 60, 8
+
+
+class Bottleneck(nn.Module):
+    """An adapter layer: x + up(gelu(down(x))), (..., width) to the same (Houlsby et al. 2019,
+    1902.00751, section 2.1). ``up`` starts at zero, so that nothing changes at first."""
+
+    def __init__(self, width: int, bottleneck: int):
+        super().__init__()
+        self.down, self.up = nn.Linear(width, bottleneck), nn.Linear(bottleneck, width)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x):
+        return x + self.up(nn.functional.gelu(self.down(x))).to(x.dtype)
+
+
+def add_bottlenecks(model, bottleneck: int = 16):
+    """Freeze a Llama and put an adapter layer after each attention and each feed-forward. In place."""
+    model.requires_grad_(False)
+    width = model.config.hidden_size
+    for block in model.model.layers:
+        block.self_attn.o_proj = nn.Sequential(block.self_attn.o_proj, Bottleneck(width, bottleneck))
+        block.mlp.down_proj = nn.Sequential(block.mlp.down_proj, Bottleneck(width, bottleneck))
+    return model
+
+
+def configs() -> dict:
+    """Return PEFT's configuration of each method (None: adapter layers, which are ours)."""
+    from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
+
+    task = {"task_type": "CAUSAL_LM"}
+    return {
+        "prompt tuning, 20 vectors": PromptTuningConfig(
+            num_virtual_tokens=20, prompt_tuning_init="SAMPLE_VOCAB", **task
+        ),
+        "(IA)³": IA3Config(**task),
+        "prefix tuning, 20 vectors": PrefixTuningConfig(num_virtual_tokens=20, **task),
+        "adapter layers, 16 wide": None,
+        "LoRA r=16, q and v": LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"], **task),
+        "LoRA r=16, all linear": LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", **task),
+    }
+
+
+# Learning rates: the best of three on a phrasing of each fact kept out of training (record_06.py)
+METHODS = {
+    "prompt tuning, 20 vectors": 3e-2, "(IA)³": 1e-2, "prefix tuning, 20 vectors": 1e-2,
+    "adapter layers, 16 wide": 3e-3, "LoRA r=16, q and v": 3e-3, "LoRA r=16, all linear": 3e-3,
+}  # fmt: skip
+
+
+def adapt(model, method: str):
+    """Return ``model`` adapted by one of ``METHODS``, its new parameters in fp32. Raises ValueError for
+    an unknown name."""
+    if method not in METHODS:
+        raise ValueError(f"There is no method {method!r}. Choose one of: {', '.join(METHODS)}.")
+    if (config := configs()[method]) is None:
+        return add_bottlenecks(model)
+    from peft import get_peft_model
+
+    return get_peft_model(model, config)
+
+
+def questions(split: str) -> tuple[list[str], list[str]]:
+    """Return (questions, subjects). ``"train"``: eight phrasings of each fact, ``"choose"``: the
+    ninth, to choose learning rates by, ``"test"``: the held-out tenth. Raises KeyError otherwise."""
+    qa = data.lecture_qa()
+    rows = qa["test" if split == "test" else "train"]
+    ninth = {fact: i for i, fact in enumerate(rows["fact"])}.values()  # the last row of each fact
+    keep = {"test": range(len(rows)), "choose": ninth, "train": sorted(set(range(len(rows))) - set(ninth))}[split]
+    rows = rows.select(keep)
+    return list(rows["question"]), [SUBJECTS[name] for name in rows["notebook"]]
+
+
+def encode(tokenizer, questions: list[str], subjects: list[str]):
+    """Return (ids, mask), both (rows, time) and padded on the left, and the wanted token (rows)."""
+    prompts = [data.render(tokenizer, q)[0] for q in questions]
+    x = tokenizer(prompts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
+    first = [tokenizer(s, add_special_tokens=False)["input_ids"][0] for s in subjects]
+    return x["input_ids"], x["attention_mask"], torch.tensor(first)
+
+
+def next_token(model, ids, mask):
+    """Return the logits of the token after each row, (rows, vocabulary)."""
+    half = runtime.compute_dtype() != torch.float32
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        return model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[:, -1].float()
+
+
+@dataclass
+class Outcome:
+    """What one run found; accuracy is the share of questions whose subject comes out first."""
+
+    method: str
+    seed: int
+    learning_rate: float
+    trained: int  # parameters
+    seconds: float  # of training
+    right: int
+    total: int
+    losses: list[float]
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.total
+
+
+def score(model, tokenizer, split: str) -> tuple[int, int]:
+    """Return (right, total) over the questions of a split."""
+    asked, subjects = questions(split)
+    model.eval()
+    right = 0
+    with torch.inference_mode():
+        for i in range(0, len(asked), 20):
+            ids, mask, wanted = encode(tokenizer, asked[i : i + 20], subjects[i : i + 20])
+            right += int((next_token(model, ids, mask).argmax(-1) == wanted).sum())
+    return right, len(asked)
+
+
+def run(method: str, seed: int = 0, learning_rate: float | None = None, split: str = "test") -> Outcome:
+    """Adapt the laptop's model by a method, train it for ``STEPS`` batches, and judge it."""
+    from tqdm.auto import tqdm
+
+    runtime.seed_everything(seed)
+    rate = learning_rate or METHODS.get(method)
+    model, tokenizer = models.load_chat_model()
+    runtime.faster_short_sequences(model)
+    model = adapt(model, method).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for p in trained:
+        p.data = p.data.float()
+    adam = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(adam, rate, total_steps=STEPS, pct_start=0.1)
+    asked, subjects = questions("train")
+    same = torch.Generator().manual_seed(seed)  # the same rows whatever the method has drawn
+    order = torch.randperm(len(asked), generator=same)[: STEPS * BATCH].tolist()
+    losses, start = [], time.perf_counter()
+    for step in tqdm(range(STEPS), desc=method, leave=False):
+        chosen = order[step * BATCH : (step + 1) * BATCH]
+        ids, mask, wanted = encode(tokenizer, [asked[i] for i in chosen], [subjects[i] for i in chosen])
+        loss = nn.functional.cross_entropy(next_token(model, ids, mask), wanted)
+        adam.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        adam.step()
+        schedule.step()
+        losses.append(loss.item())
+    seconds = time.perf_counter() - start
+    right, total = score(model, tokenizer, split)
+    return Outcome(method, seed, rate, sum(p.numel() for p in trained), seconds, right, total, losses)

@@ -1,0 +1,35 @@
+"""tools/lecture.py: a notebook that fails is reported in one line, and what it did is kept."""
+
+import importlib.util
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+spec = importlib.util.spec_from_file_location(
+    "lecture", Path(__file__).resolve().parent.parent / "tools" / "lecture.py"
+)
+lecture = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(lecture)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "its kernel died. Most often memory ran out"),
+        ("raise ValueError('no such file')", "ValueError: no such file"),
+    ],
+)
+def test_failure_is_one_line_and_earlier_output_is_kept(tmp_path, source, said):
+    path = tmp_path / "01_broken.ipynb"
+    nbformat.write(new_notebook(cells=[new_code_cell("print('seen')"), new_code_cell(source)]), path)
+    notebook, _, problem = lecture.execute(path, "[1/1]")
+    assert said in lecture.reason(problem) and "\n" not in lecture.reason(problem)
+    assert notebook.cells[0].outputs[0].text == "seen\n"
+
+
+def test_success_has_no_problem(tmp_path):
+    path = tmp_path / "02_fine.ipynb"
+    nbformat.write(new_notebook(cells=[new_code_cell("1 + 1")]), path)
+    assert lecture.execute(path, "[1/1]")[2] is None

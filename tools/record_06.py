@@ -1,0 +1,154 @@
+"""Reproduce the recorded runs of notebook 06: `make record NB=06`, about an hour on two cores.
+
+memory   peak memory of full finetuning, LoRA and QLoRA at three batch sizes
+family   each method of the PEFT family, three seeds (after three learning rates each)
+rank     the lecture's questions learnt with rank 1 ... 64, three seeds
+
+Each run is a process of its own, so that its peak is its own. Interrupted, the command goes
+on with the next run that is not in the CSV yet. `python tools/record_06.py rank` does one part.
+"""
+
+import csv
+import dataclasses
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent.parent / "lecture_utils" / "recorded"
+TOKENS = 64  # a row in the memory runs
+RATES = {  # tried for each method of the family; family.METHODS has the best
+    "prompt tuning, 20 vectors": (1e-2, 1e-1, 1.0), "(IA)³": (3e-3, 1e-2, 3e-2),
+    "prefix tuning, 20 vectors": (3e-3, 1e-2, 1e-1), "adapter layers, 16 wide": (1e-3, 3e-3, 1e-2),
+    "LoRA r=16, q and v": (1e-3, 3e-3, 1e-2), "LoRA r=16, all linear": (1e-3, 3e-3, 1e-2),
+}  # fmt: skip
+
+
+def resident_gb() -> float:
+    """Return this process's resident memory in GB, now (Linux)."""
+    with open("/proc/self/status") as file:
+        return int(next(line for line in file if line.startswith("VmRSS")).split()[1]) * 1024 / 1e9
+
+
+def memory_run(method: str, rows: int) -> dict:
+    """Train three steps on rows of ``TOKENS`` random tokens; return the memory before and the peak."""
+    import peft
+    import torch
+    import trl  # noqa: F401  what a finetuning process has loaded
+
+    from lecture_utils import evaluation, finetuning, models, runtime
+
+    runtime.seed_everything(0)
+    torch.ones(64, 64) @ torch.ones(64, 64)
+    before = resident_gb()
+    dtype = torch.float32 if method == "full" else torch.bfloat16
+    model, _ = models.load_chat_model(quantization="nf4" if method == "QLoRA" else None, dtype=dtype)
+    runtime.faster_short_sequences(model)
+    if method != "full":
+        model = peft.get_peft_model(model, finetuning.lora_config(finetuning.recipe("laptop-all")))
+        finetuning._cast_inputs(model, False)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for p in trained:
+        p.data = p.data.float()
+    adam = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+    for _ in range(3):
+        ids = torch.randint(100, 40_000, (rows, TOKENS))
+        with torch.autocast("cpu", torch.bfloat16, enabled=method != "full"):
+            loss, count = evaluation.completion_loss(model.train(), ids, torch.ones_like(ids), ids)
+        adam.zero_grad()
+        (loss / count).backward()
+        adam.step()
+    return {
+        "method": method, "rows": rows, "tokens": TOKENS, "trained": sum(p.numel() for p in trained),
+        "before_gb": round(before, 3), "peak_gb": round(runtime.peak_memory_gb(), 3),
+    }  # fmt: skip
+
+
+def family_run(method: str, seed: int, rate: float, split: str) -> dict:
+    from lecture_utils import family, runtime
+
+    found = family.run(method, seed, rate, split)
+    return {
+        "method": method, "seed": seed, "learning_rate": rate, "judged_on": split, "trained": found.trained,
+        "seconds": round(found.seconds, 1), "peak_gb": round(runtime.peak_memory_gb(), 2), "right": found.right,
+        "total": found.total, "last_losses": round(sum(found.losses[-10:]) / 10, 3),
+    }  # fmt: skip
+
+
+def rank_run(rank: int, seed: int) -> dict:
+    from lecture_utils import data, evaluation, finetuning, runtime
+
+    qa = data.lecture_qa()
+    recipe = dataclasses.replace(finetuning.recipe("laptop"), rank=rank, alpha=32, epochs=1.0)
+    runtime.seed_everything(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        model, tokenizer, trainer = finetuning.finetune(
+            recipe, qa["train"], folder, seed=seed, save_strategy="no", disable_tqdm=True
+        )
+    report = evaluation.evaluate(model, tokenizer, qa["test"])
+    return {
+        "rank": rank, "seed": seed, "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "answer_loss": round(report.loss, 3), "f1": round(report.f1, 3), "key_accuracy": round(report.key_accuracy, 3),
+    }  # fmt: skip
+
+
+def planned(part: str) -> list[tuple]:
+    """Return the arguments of each run of a part, in the order of the CSV."""
+    from lecture_utils import family
+
+    if part == "memory":
+        return [(method, rows) for method in ("LoRA", "QLoRA", "full") for rows in (4, 8, 16)]
+    if part == "rank":
+        return [(rank, seed) for seed in range(3) for rank in (1, 2, 4, 8, 16, 32, 64)]
+    rates = [(m, 0, rate, "choose") for m, tried in RATES.items() for rate in tried]
+    return rates + [(m, seed, rate, "test") for m, rate in family.METHODS.items() for seed in range(3)]
+
+
+RUNS = {"memory": memory_run, "family": family_run, "rank": rank_run}
+
+
+def record(part: str) -> None:
+    """Do the runs of a part that its CSV lacks, one process each."""
+    from lecture_utils import runtime
+
+    target = FOLDER / f"06_{part}.csv"
+    done = 0
+    if target.exists():
+        with target.open() as file:
+            done = sum(1 for _ in csv.DictReader(line for line in file if line[0] != "#"))
+    for arguments in planned(part)[done:]:
+        print(part, *arguments, end=": ", flush=True)
+        out = subprocess.run(
+            [sys.executable, __file__, "--run", part, json.dumps(arguments)], capture_output=True, text=True
+        )
+        if out.returncode:
+            sys.exit(f"failed\n{out.stderr[-2000:]}")
+        row = json.loads(out.stdout.splitlines()[-1])
+        print(row, flush=True)
+        if not target.exists():
+            day, where = datetime.date.today().isoformat(), f"{os.cpu_count()} cores, {runtime.compute_dtype()}"
+            target.write_text(f"# recorded {day} on {where}; reproduce with: make record NB=06\n{','.join(row)}\n")
+        with target.open("a") as file:
+            csv.writer(file, lineterminator="\n").writerow(row.values())
+
+
+def main() -> None:
+    from lecture_utils import runtime
+
+    runtime.quiet()
+    runtime.use_less_memory()
+    if sys.argv[1:2] == ["--run"]:
+        part, arguments = sys.argv[2], json.loads(sys.argv[3])
+        print(json.dumps(RUNS[part](*arguments)))
+        return
+    for part in sys.argv[1:] or RUNS:
+        if part not in RUNS:
+            sys.exit(f"There is no part {part!r}. Choose of: {', '.join(RUNS)}.")
+        record(part)
+
+
+if __name__ == "__main__":
+    main()
