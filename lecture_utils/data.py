@@ -4,6 +4,7 @@
 phrasings), 20 facts never trained on, 60 questions the lecture does not answer.
 """
 
+import csv
 import json
 import re
 import tomllib
@@ -43,6 +44,29 @@ def read_jsonl(path: Path | str) -> list[dict]:
             raise DataError(f"{path}, line {number}: a {type(row).__name__}, but each line must be a JSON object.")
         rows.append(row)
     return rows
+
+
+def recorded(name: str) -> tuple[list[dict], str]:
+    """Return (rows, note) of a recorded experiment, ``recorded/<name>.csv``: numbers as numbers;
+    the note says when and on what it ran, and the command that repeats it.
+
+    Raises DataError listing the names there are.
+    """
+    folder = Path(__file__).parent / "recorded"
+    if not (folder / f"{name}.csv").exists():
+        names = ", ".join(sorted(path.stem for path in folder.glob("*.csv")))
+        raise DataError(f"There is no recorded run {name!r}. Choose one of: {names}.")
+    note, *lines = (folder / f"{name}.csv").read_text(encoding="utf-8").splitlines()
+    return [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(lines)], note.strip("# ")
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
 
 
 def lecture_qa():

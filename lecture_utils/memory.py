@@ -1,6 +1,7 @@
 """What finetuning takes in memory, from the shapes of a model (no weights needed).
 
-GB = 10^9 bytes. Everything here is arithmetic; only ``activations`` is an estimate.
+GB = 10^9 bytes. Everything here is arithmetic; only ``activations`` is an estimate, held
+against measured runs in notebook 06.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ LLAMA = {  # LLaMA (65B, 2302.13971 Table 2) and Llama 2 (2307.09288 Table 1) by
 # Bytes a parameter in full finetuning, activations not counted:
 FULL_12 = 2 + 2 + 8  # 16-bit weights and gradients, two fp32 Adam moments
 FULL_16 = 4 + 4 + 8  # the same in fp32; or 16 bit with an fp32 copy of the weights
+ACTIVATION_FACTOR = 1.6  # measured / counted; notebook 06 fits it on three runs and tests it on six
 
 
 def bits_per_parameter(block: int = 64, double: bool = False, second_block: int = 256) -> float:
@@ -50,18 +52,32 @@ def weight_bytes(shape: Shape, quantization: str | None, double_quant: bool = Tr
     return inside * bits / 8 + (shape.parameters() - inside) * other_bytes
 
 
-def activations(shape: Shape, tokens: int, checkpointing: bool, compute_bytes: int = 2) -> float:
+def activations(
+    shape: Shape, tokens: int, checkpointing: bool, compute_bytes: int = 2, factor: float = ACTIVATION_FACTOR
+) -> float:
     """Estimate the bytes of activations kept for the backward pass of ``tokens`` tokens.
 
-    A block keeps about 10 vectors of its width and 4 of its feed-forward width a token, the
-    head two fp32 rows of logits; with checkpointing the blocks keep their inputs alone, and
-    one block's activations exist at a time. Attention scores are not counted (short texts).
+    Counted: a block keeps about 10 vectors of its width and 4 of its feed-forward width a
+    token, the head two fp32 rows of logits; with checkpointing the blocks keep their inputs
+    alone, and one block's activations exist at a time. Attention scores are not counted
+    (short texts). ``factor`` is for what the count leaves out, such as the adapter's own.
     """
     block = tokens * compute_bytes * (10 * shape.width + 4 * shape.feed_forward)
     logits = tokens * 2 * 4 * shape.vocabulary
     if checkpointing:
-        return block + shape.layers * tokens * compute_bytes * shape.width + logits
-    return shape.layers * block + logits
+        return factor * (block + shape.layers * tokens * compute_bytes * shape.width + logits)
+    return factor * (shape.layers * block + logits)
+
+
+def finetuning_bytes(shape: Shape, trained: int, tokens: int, quantization: str | None = None) -> float:
+    """Return the bytes of finetuning on batches of ``tokens`` tokens, without checkpointing.
+
+    trained: parameters that learn, at 16 bytes each. All of them: full finetuning in fp32;
+    fewer: an adapter beside frozen weights, in 16 bits or ``quantization``.
+    """
+    full = trained >= shape.parameters()
+    frozen = 0 if full else weight_bytes(shape, quantization)
+    return frozen + FULL_16 * trained + activations(shape, tokens, False, 4 if full else 2)
 
 
 def budget(recipe, tokens_per_row: int = 64) -> list[dict]:

@@ -2,6 +2,7 @@ import itertools
 import json
 import re
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -189,3 +190,12 @@ def test_own_pairs_reads_bom_blank_lines_and_extra_fields(tmp_path):
     row = {"question": "Grüße?", "answer": "Ja 😀", "note": 1}
     path.write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\n\n", encoding="utf-8")
     assert list(data.own_pairs(path)) == [{"question": "Grüße?", "answer": "Ja 😀", "key": ""}]
+
+
+def test_recorded_runs_have_numbers_and_say_how_to_repeat_them():
+    for path in (Path(data.__file__).parent / "recorded").glob("*.csv"):
+        rows, note = data.recorded(path.stem)
+        assert rows and f"make record NB={path.stem[:2]}" in note
+    assert {type(v) for v in data.recorded("06_memory")[0][0].values()} == {str, int, float}
+    with pytest.raises(data.DataError, match="06_memory"):
+        data.recorded("99")

@@ -1,6 +1,6 @@
 import pytest
 
-from lecture_utils import finetuning, memory, models
+from lecture_utils import data, finetuning, memory, models
 
 SHAPES = {name: card.shape for name, card in models.REGISTRY.items() if card.shape}
 LLAMA = {"7B": 6_738_415_616, "13B": 13_015_864_320, "65B": 65_285_660_672, "70B": 68_976_648_192}
@@ -67,3 +67,15 @@ def test_budget_ends_with_its_sum():
     rows = memory.budget(finetuning.recipe("lecture-2023"))
     assert rows[-1]["part"] == "sum"
     assert rows[-1]["GB"] == pytest.approx(sum(r["GB"] for r in rows[:-1]), abs=0.03)
+
+
+def test_estimate_is_within_15_percent_of_measured_peaks():
+    """LoRA, QLoRA and full finetuning, three batch sizes each; the factor was fitted on LoRA's."""
+    shape = SHAPES[models.LAPTOP_MODEL]
+    runs, _ = data.recorded("06_memory")
+    assert {(r["method"], r["rows"]) for r in runs} == {(m, b) for m in ("LoRA", "QLoRA", "full") for b in (4, 8, 16)}
+    for r in runs:
+        size = memory.finetuning_bytes(
+            shape, r["trained"], r["rows"] * r["tokens"], "nf4" if r["method"] == "QLoRA" else None
+        )
+        assert r["before_gb"] + size / 1e9 == pytest.approx(r["peak_gb"], rel=0.15), r

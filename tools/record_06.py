@@ -112,13 +112,10 @@ RUNS = {"memory": memory_run, "family": family_run, "rank": rank_run}
 
 def record(part: str) -> None:
     """Do the runs of a part that its CSV lacks, one process each."""
-    from lecture_utils import runtime
+    from lecture_utils import data
 
     target = FOLDER / f"06_{part}.csv"
-    done = 0
-    if target.exists():
-        with target.open() as file:
-            done = sum(1 for _ in csv.DictReader(line for line in file if line[0] != "#"))
+    done = len(data.recorded(target.stem)[0]) if target.exists() else 0
     for arguments in planned(part)[done:]:
         print(part, *arguments, end=": ", flush=True)
         out = subprocess.run(
@@ -129,8 +126,9 @@ def record(part: str) -> None:
         row = json.loads(out.stdout.splitlines()[-1])
         print(row, flush=True)
         if not target.exists():
-            day, where = datetime.date.today().isoformat(), f"{os.cpu_count()} cores, {runtime.compute_dtype()}"
-            target.write_text(f"# recorded {day} on {where}; reproduce with: make record NB=06\n{','.join(row)}\n")
+            day = datetime.date.today().isoformat()
+            note = f"recorded {day} on {os.cpu_count()} cores; reproduce with: make record NB=06"
+            target.write_text(f"# {note}\n{','.join(row)}\n")
         with target.open("a") as file:
             csv.writer(file, lineterminator="\n").writerow(row.values())
 

@@ -42,7 +42,7 @@ def main() -> None:
     qa = data.lecture_qa()
     done = set()
     if TARGET.exists():
-        done = {row["label"] for row in csv.DictReader(s for s in TARGET.open() if not s.startswith("#"))}
+        done = {row["label"] for row in data.recorded(TARGET.stem)[0]}
     else:
         TARGET.parent.mkdir(exist_ok=True)
         day = datetime.date.today().isoformat()
