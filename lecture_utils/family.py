@@ -18,7 +18,7 @@ SUBJECTS = {  # notebook -> the word that names it; their first tokens differ
     "07_quantization": "bits", "08_qlora_llama2": "recipe", "09_rag": "search", "10_prompting": "prompts",
     "11_limitations_and_ethics": "ethics", "12_foundation_models": "foundation",
 }  # fmt: skip
-STEPS, BATCH = 60, 8
+STEPS, BATCH = 100, 8
 
 
 class Bottleneck(nn.Module):
@@ -64,8 +64,8 @@ def configs() -> dict:
 
 # Learning rates: the best of three on a phrasing of each fact kept out of training (record_06.py)
 METHODS = {
-    "prompt tuning, 20 vectors": 3e-2, "(IA)³": 1e-2, "prefix tuning, 20 vectors": 1e-2,
-    "adapter layers, 16 wide": 3e-3, "LoRA r=16, q and v": 3e-3, "LoRA r=16, all linear": 3e-3,
+    "prompt tuning, 20 vectors": 1.0, "(IA)³": 3e-2, "prefix tuning, 20 vectors": 1e-2,
+    "adapter layers, 16 wide": 1e-3, "LoRA r=16, q and v": 3e-3, "LoRA r=16, all linear": 3e-3,
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ BLUE, ORANGE, GREEN, RED, SKY, PINK, YELLOW = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442",
 )  # fmt: skip
 GREY = "#666666"
+PALETTE = (BLUE, ORANGE, GREEN, RED, SKY, PINK)
 
 
 def figure(width: float = 7.0, height: float = 3.2, columns: int = 1, rows: int = 1, **options):
@@ -16,7 +17,7 @@ def figure(width: float = 7.0, height: float = 3.2, columns: int = 1, rows: int 
     import matplotlib.pyplot as plt
 
     style = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
-    with plt.rc_context(style | {"axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, RED, SKY, PINK])}):
+    with plt.rc_context(style | {"axes.prop_cycle": plt.cycler(color=PALETTE)}):
         fig, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
     fig.patch.set_facecolor("white")
     return fig, axes

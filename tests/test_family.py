@@ -20,6 +20,13 @@ def test_subjects_cover_the_lecture_and_differ_in_their_first_token():
     assert set(family.METHODS) == set(family.configs())
 
 
+def test_learning_rates_are_the_best_of_the_recorded_ones():
+    rows = [r for r in data.recorded("06_family")[0] if r["judged_on"] == "choose"]
+    for method, rate in family.METHODS.items():
+        right = {r["learning_rate"]: r["right"] for r in rows if r["method"] == method}
+        assert len(right) == 3 and right[rate] == max(right.values()), method
+
+
 def test_splits_are_of_each_fact_and_apart():
     train, choose, test = ([list(column) for column in family.questions(s)] for s in ("train", "choose", "test"))
     assert [len(split[0]) for split in (train, choose, test)] == [1_120, 140, 140]

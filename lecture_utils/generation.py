@@ -1,0 +1,89 @@
+"""From logits to text: how the next token is chosen, and the loop around it.
+
+``Llama`` of ``transformer`` is what writes; everything works on token ids.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+
+def filtered(
+    logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0
+) -> torch.Tensor:
+    """Return next-token probabilities (..., vocabulary) after temperature, top-k and top-p.
+
+    Divide the logits by the temperature; keep the ``top_k`` greatest; of these the fewest
+    whose probabilities reach ``top_p`` together (nucleus sampling, 1904.09751, section 3.1);
+    normalize again. Temperature 0 is greedy: all on the greatest logit. Raises ValueError for
+    a negative temperature, a top_k below 1, or a top_p outside (0, 1].
+    """
+    if temperature < 0:
+        raise ValueError(f"temperature={temperature}: it divides the logits, so it must not be negative.")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k={top_k}: at least one token must remain.")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p}: a share of the probability, above 0 and at most 1.")
+    if temperature == 0:
+        return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(torch.float32)
+    logits = logits.float() / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = logits.topk(top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p < 1:
+        ordered, order = logits.sort(descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # mass of the more likely ones
+        drop = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= top_p)
+        logits = logits.masked_fill(drop, -torch.inf)
+    return logits.softmax(-1)
+
+
+@torch.inference_mode()
+def stream(
+    model, ids: torch.Tensor, max_new_tokens: int, temperature: float = 0.0, top_k: int | None = None,
+    top_p: float = 1.0, stop: tuple[int, ...] = (), seed: int | None = None, use_cache: bool = True,
+) -> Iterator[int]:  # fmt: skip
+    """Yield new tokens after ``ids`` (1, T), one at a time, until one of ``stop`` (not yielded).
+
+    With the cache each position passes through the model once; without, all of the text does
+    for each new token. Same tokens either way. Raises ValueError for no prompt.
+    """
+    if ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
+        raise ValueError(f"ids has the shape {tuple(ids.shape)}: one row with at least one token is needed, (1, T).")
+    chance = None if seed is None else torch.Generator().manual_seed(seed)
+    caches = model.new_caches(1, ids.shape[1] + max_new_tokens) if use_cache else None
+    new = ids
+    for _ in range(max_new_tokens):
+        logits = model(new if use_cache else ids, caches=caches, last_only=True)[:, -1]
+        if temperature == 0:
+            token = logits.argmax(-1)
+        else:
+            token = torch.multinomial(filtered(logits, temperature, top_k, top_p), 1, generator=chance)[:, 0]
+        if int(token) in stop:
+            return
+        yield int(token)
+        new = token[:, None]
+        ids = torch.cat((ids, new), dim=1)
+
+
+def generate(model, ids: torch.Tensor, max_new_tokens: int, **how) -> list[int]:
+    """Return what ``stream`` yields, as a list."""
+    return list(stream(model, ids, max_new_tokens, **how))
+
+
+def beam_search(model, ids: torch.Tensor, max_new_tokens: int, beams: int = 4) -> tuple[list[int], float]:
+    """Return the most probable continuation that ``beams`` hypotheses find, and its log-probability.
+
+    No stop token and no length penalty: all hypotheses have the same length. Raises
+    ValueError for fewer than one beam.
+    """
+    if beams < 1:
+        raise ValueError(f"beams={beams}: at least one hypothesis is needed.")
+    with torch.inference_mode():
+        rows, scores = ids, torch.zeros(1)
+        for _ in range(max_new_tokens):
+            step = model(rows, last_only=True)[:, -1].float().log_softmax(-1)
+            total = (scores[:, None] + step).flatten()
+            scores, best = total.topk(min(beams, total.numel()))
+            rows = torch.cat((rows[best // step.shape[1]], best[:, None] % step.shape[1]), dim=1)
+    return rows[0, ids.shape[1] :].tolist(), float(scores[0])
