@@ -275,18 +275,30 @@ class Llama(nn.Module):
         return [KVCache(rows, c.kv_heads, length, c.head_width, self.embedding.weight.dtype) for _ in range(c.layers)]
 
     def load(self, weights: dict[str, torch.Tensor]) -> "Llama":
-        """Take the weights of a Llama by the names they are published under. Raises KeyError for
-        a missing one, RuntimeError for a shape that does not fit."""
+        """Take the weights of a Llama by the names they are published under: the tensors
+        themselves, not copies. Raises KeyError for a missing one, RuntimeError for a wrong shape."""
         ours = {}
-        for name, tensor in self.state_dict().items():
-            theirs = published_name(name)
-            if name == "head.weight" and self.config.tied:
-                theirs = published_name("embedding.weight")
+        for name in self.state_dict():
+            theirs = published_name("embedding.weight" if name == "head.weight" and self.config.tied else name)
             if theirs not in weights:
                 raise KeyError(f"{theirs} is missing: are these the weights of a Llama of {self.config.layers} layers?")
-            ours[name] = weights[theirs].to(tensor.dtype)
-        self.load_state_dict(ours)
+            ours[name] = weights[theirs]
+        self.load_state_dict(ours, assign=True)
+        if self.config.tied:
+            self.head.weight = self.embedding.weight
         return self
+
+    @classmethod
+    def of(cls, model) -> "Llama":
+        """Return a transformers Llama as one of ours: same weights, shared, no memory of its own."""
+        c = model.config
+        config = LlamaConfig(
+            c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads,
+            c.num_key_value_heads, c.head_dim, c.tie_word_embeddings, c.rope_parameters["rope_theta"], c.rms_norm_eps,
+        )  # fmt: skip
+        with torch.device("meta"):
+            empty = cls(config)
+        return empty.load(model.state_dict()).eval()
 
 
 def published_name(ours: str) -> str:

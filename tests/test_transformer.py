@@ -117,7 +117,8 @@ def test_llama_equals_transformers(sizes):
     )).eval()  # fmt: skip
     for p in theirs.parameters():
         nn.init.normal_(p, std=0.3)
-    ours = tf.Llama(c).load(theirs.state_dict())
+    ours = tf.Llama.of(theirs).train()
+    assert ours.config == c
     ids = torch.randint(0, c.vocabulary, (2, 11))
     assert torch.allclose(ours(ids), theirs(ids).logits, atol=1e-4)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
@@ -154,12 +155,8 @@ def test_encoder_of_the_same_blocks_sees_both_ways():
 
 def test_real_weights_give_the_library_s_logits():
     theirs, tokenizer = models.load_chat_model(dtype=torch.float32)
-    c = theirs.config
-    ours = tf.Llama(tf.LlamaConfig(
-        c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads,
-        c.num_key_value_heads, c.hidden_size // c.num_attention_heads, c.tie_word_embeddings,
-        c.rope_parameters["rope_theta"], c.rms_norm_eps,
-    )).load(theirs.state_dict())  # fmt: skip
+    ours = tf.Llama.of(theirs)
+    assert ours.embedding.weight.data_ptr() == theirs.model.embed_tokens.weight.data_ptr()  # shared, not copied
     ids = tokenizer("The three laws of thermodynamics say that energy", return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         assert torch.allclose(ours(ids), theirs(ids).logits, atol=1e-4)

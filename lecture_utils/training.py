@@ -1,0 +1,183 @@
+"""The pretraining loop: batches, schedule, and checkpoints that resume bit for bit.
+
+A model maps ids (B, T) to logits (B, T, vocabulary), as ``transformer.Llama`` does, or to
+(logits, state), as ``baselines.LSTM`` does.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from lecture_utils import runtime
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model is trained: sizes of a step, how many, and how far each goes."""
+
+    steps: int
+    rows: int = 8  # texts in a batch
+    time: int = 256  # tokens of each
+    accumulate: int = 1  # batches added up before a step
+    peak: float = 3e-3  # learning rate after warm-up
+    warmup: float = 0.05  # share of the steps
+    floor: float = 0.1  # share of the peak that the cosine ends at
+    weight_decay: float = 0.1
+    clip: float = 1.0  # of the gradient's norm
+    seed: int = 0
+
+
+def learning_rate(plan: Plan, step: int) -> float:
+    """Return the rate of a step, counted from 0: a straight line up, then half a cosine down."""
+    up = max(round(plan.warmup * plan.steps), 1)
+    if step < up:
+        return plan.peak * (step + 1) / up
+    share = (step - up) / max(plan.steps - up - 1, 1)
+    return plan.peak * (plan.floor + (1 - plan.floor) * 0.5 * (1 + math.cos(math.pi * min(share, 1))))
+
+
+def batch(tokens: torch.Tensor, plan: Plan, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return inputs and targets, both (rows, time): the targets are the inputs one token later.
+
+    The batch is a function of its number and the plan's seed alone, so that a resumed run goes
+    on with the very batches it would have had. Raises ValueError for too few tokens.
+    """
+    if len(tokens) <= plan.time:
+        raise ValueError(f"{len(tokens)} tokens are too few for texts of {plan.time} and the token after.")
+    chance = torch.Generator().manual_seed(plan.seed * 1_000_003 + number)
+    starts = torch.randint(len(tokens) - plan.time, (plan.rows,), generator=chance)
+    window = tokens[starts[:, None] + torch.arange(plan.time + 1)]
+    return window[:, :-1], window[:, 1:]
+
+
+def next_token_loss(model, inputs: torch.Tensor, targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+    """Return the cross-entropy (nats a token) of each target given the inputs before it."""
+    out = model(inputs)
+    logits = out[0] if isinstance(out, tuple) else out
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
+
+
+def autocast():
+    """Return the mixed precision of this machine: bf16 where it is fast, else none."""
+    dtype = runtime.compute_dtype()
+    half = dtype if dtype != torch.float32 else torch.bfloat16
+    return torch.autocast(runtime.device(), half, enabled=dtype != torch.float32)
+
+
+@dataclass
+class Run:
+    """A training run: the model, its optimizer, the steps done, and what was seen on the way."""
+
+    model: torch.nn.Module
+    plan: Plan
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+
+    def __post_init__(self):
+        matrices = [p for p in self.model.parameters() if p.ndim > 1]
+        others = [p for p in self.model.parameters() if p.ndim <= 1]  # gains are not decayed
+        groups = [
+            {"params": matrices, "weight_decay": self.plan.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=self.plan.peak, betas=(0.9, 0.95), fused=True)
+
+    def advance(self, tokens: torch.Tensor) -> float:
+        """Take one step and return its loss."""
+        plan, loss = self.plan, 0.0
+        for i in range(plan.accumulate):
+            inputs, targets = batch(tokens, plan, self.step * plan.accumulate + i)
+            with autocast():
+                part = next_token_loss(self.model, inputs, targets) / plan.accumulate
+            part.backward()
+            loss += part.item()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), plan.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(plan, self.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.losses.append(loss)
+        return loss
+
+    def train(self, tokens: torch.Tensor, until: int | None = None, each: Callable | None = None) -> "Run":
+        """Go on to step ``until`` (default: the plan's last); ``each(run)`` is called after every step."""
+        from tqdm.auto import tqdm
+
+        self.model.train()
+        until = self.plan.steps if until is None else until
+        with tqdm(total=until, initial=self.step, desc="training", leave=False) as bar:
+            while self.step < until:
+                self.advance(tokens)
+                if self.step % 10 == 0 or self.step == until:
+                    bar.set_postfix_str(f"loss {self.losses[-1]:.2f}", refresh=False)
+                bar.update()
+                if each is not None:
+                    each(self)
+        self.model.eval()
+        return self
+
+    def save(self, path: Path | str) -> None:
+        """Write all that a resumed run needs, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half = path.with_suffix(".part")
+        what = {
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
+            "losses": self.losses, "plan": vars(self.plan), "chance": torch.get_rng_state(),
+        }  # fmt: skip
+        torch.save(what, half)
+        half.replace(path)
+
+    def resume(self, path: Path | str) -> "Run":
+        """Take up a saved run of the same plan, if there is one. Raises ValueError for another plan's."""
+        if not Path(path).exists():
+            return self
+        saved = torch.load(path, weights_only=True)
+        if saved["plan"] != vars(self.plan):
+            differ = [k for k, v in vars(self.plan).items() if saved["plan"].get(k) != v]
+            raise ValueError(f"{path} is of another plan ({', '.join(differ)} differ). Remove it to start anew.")
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.losses = saved["step"], saved["losses"]
+        torch.set_rng_state(saved["chance"])
+        return self
+
+
+@torch.inference_mode()
+def mean_loss(model, tokens: torch.Tensor, time: int = 256, rows: int = 16) -> float:
+    """Return the mean loss (nats a token) over ``tokens``, each scored once.
+
+    Windows of ``time`` tokens overlap by half; but for the first, only a window's second half
+    is scored, so that every token has text before it. Raises ValueError for an odd ``time``.
+    """
+    if time % 2:
+        raise ValueError(f"time={time}: windows overlap by half, so it must be even.")
+    half, was_training = time // 2, model.training
+    model.eval()
+    windows = [tokens[s : s + time + 1] for s in range(0, max(len(tokens) - 1 - half, 1), half)]
+    total = 0.0
+    for i, group in enumerate(_alike(windows, rows)):
+        with autocast():
+            losses = next_token_loss(model, group[:, :-1], group[:, 1:], "none").view(len(group), -1)
+        total += losses[:, half:].sum().item() + (losses[0, :half].sum().item() if i == 0 else 0)
+    model.train(was_training)
+    return total / (len(tokens) - 1)
+
+
+def _alike(windows: list[torch.Tensor], rows: int):
+    """Yield windows of the same length stacked, up to ``rows`` at a time, in order."""
+    for _, same in itertools.groupby(windows, key=len):
+        same = list(same)
+        for i in range(0, len(same), rows):
+            yield torch.stack(same[i : i + rows])
+
+
+def bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
+    """Return a loss in nats a token as bits a byte of text: it compares across tokenizers."""
+    return loss / math.log(2) * tokens / text_bytes

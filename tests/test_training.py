@@ -1,0 +1,116 @@
+import math
+
+import pytest
+import torch
+
+from lecture_utils import baselines, training
+from lecture_utils import transformer as tf
+
+TOKENS = torch.randint(0, 30, (2_000,), generator=torch.Generator().manual_seed(0))
+PLAN = training.Plan(steps=12, rows=4, time=16, peak=1e-2)
+
+
+def small():
+    torch.manual_seed(0)
+    return tf.Llama(tf.LlamaConfig(30, 16, 32, 2, 4, 2, 4))
+
+
+def test_schedule_rises_in_a_line_and_falls_in_a_cosine():
+    plan = training.Plan(steps=101, peak=1.0, warmup=0.1, floor=0.2)
+    rates = [training.learning_rate(plan, i) for i in range(101)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[10] == pytest.approx(1) and rates[100] == pytest.approx(0.2)
+    assert rates[55] == pytest.approx(0.6)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_targets_are_the_next_tokens_and_batches_differ():
+    plan = training.Plan(steps=1, rows=5, time=7)
+    inputs, targets = training.batch(TOKENS, plan, 3)
+    assert inputs.shape == targets.shape == (5, 7)
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    text = TOKENS.tolist()
+    for row, last in zip(inputs.tolist(), targets[:, -1].tolist(), strict=True):
+        assert any(text[i : i + 8] == [*row, last] for i in range(len(text) - 7))
+    assert torch.equal(training.batch(TOKENS, plan, 3)[0], inputs)
+    assert not torch.equal(training.batch(TOKENS, plan, 4)[0], inputs)
+    assert training.batch(TOKENS[:8], plan, 0)[0].tolist() == [TOKENS[:7].tolist()] * 5
+    with pytest.raises(ValueError, match="7 tokens are too few"):
+        training.batch(TOKENS[:7], plan, 0)
+
+
+def test_accumulating_equals_the_large_batch(monkeypatch):
+    """Two batches of four, added up, move the weights as one batch of the same eight rows."""
+    monkeypatch.setenv("LECTURE_BF16", "0")
+    whole, parts = small(), small()
+    plan = training.Plan(steps=4, rows=4, time=16, accumulate=2)
+    training.Run(parts, plan).advance(TOKENS)
+    pieces = [training.batch(TOKENS, plan, i) for i in (0, 1)]
+    monkeypatch.setattr(training, "batch", lambda *_: tuple(torch.cat(part) for part in zip(*pieces, strict=True)))
+    training.Run(whole, training.Plan(steps=4, rows=8, time=16)).advance(TOKENS)
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_resumed_run_is_the_same_bit_for_bit(tmp_path):
+    straight = training.Run(small(), PLAN).train(TOKENS)
+    training.Run(small(), PLAN).train(TOKENS, until=5).save(tmp_path / "run.pt")
+    again = training.Run(small(), PLAN).resume(tmp_path / "run.pt")
+    assert again.step == 5
+    again.train(TOKENS)
+    assert again.losses == straight.losses and len(again.losses) == 12
+    for a, b in zip(straight.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+    with pytest.raises(ValueError, match="peak, seed differ|peak differ"):
+        training.Run(small(), training.Plan(steps=12, rows=4, time=16, peak=1e-3)).resume(tmp_path / "run.pt")
+    assert training.Run(small(), PLAN).resume(tmp_path / "none.pt").step == 0
+
+
+def test_it_learns_what_can_be_learnt():
+    text = torch.tensor(list(range(10)) * 200)
+    run = training.Run(small(), training.Plan(steps=60, rows=8, time=16, peak=1e-2)).train(text)
+    assert run.losses[-1] < 0.2 < run.losses[0]
+
+
+@pytest.mark.parametrize("length", [9, 40, 41, 200])
+def test_mean_loss_scores_each_token_once(length, monkeypatch):
+    monkeypatch.setenv("LECTURE_BF16", "0")
+
+    class Counting(torch.nn.Module):
+        """Gives every token the probability 1/30 and counts how many it was asked for."""
+
+        def forward(self, ids):
+            return torch.zeros(*ids.shape, 30)
+
+    assert training.mean_loss(Counting(), TOKENS[:length], time=16) == pytest.approx(math.log(30), abs=1e-5)
+    model = small().eval()
+    whole = training.mean_loss(model, TOKENS[:length], time=512)
+    with torch.inference_mode():
+        expected = training.next_token_loss(model, TOKENS[None, : length - 1], TOKENS[None, 1:length]).item()
+    assert whole == pytest.approx(expected, abs=1e-4)
+
+
+def test_windows_cover_the_text_without_gap(monkeypatch):
+    monkeypatch.setenv("LECTURE_BF16", "0")
+    scored = []
+
+    def fake(model, inputs, targets, reduction):
+        scored.append((inputs, targets))
+        return targets.flatten().float()
+
+    monkeypatch.setattr(training, "next_token_loss", fake)
+    positions = torch.arange(100)
+    mean = training.mean_loss(small(), positions, time=16, rows=3)
+    assert mean == pytest.approx(positions[1:].float().mean().item())
+
+
+def test_lstm_trains_in_the_same_loop():
+    torch.manual_seed(0)
+    run = training.Run(baselines.LSTM(30, 8, 16), PLAN).train(TOKENS)
+    assert run.step == 12 and run.losses[-1] < run.losses[0]
+
+
+def test_bits_per_byte():
+    assert training.bits_per_byte(math.log(2) * 8, 1, 1) == pytest.approx(8)
+    assert training.bits_per_byte(math.log(16), 100, 400) == pytest.approx(1)
