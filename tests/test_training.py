@@ -69,7 +69,7 @@ def test_resumed_run_is_the_same_bit_for_bit(tmp_path):
 
 def test_it_learns_what_can_be_learnt():
     text = torch.tensor(list(range(10)) * 200)
-    run = training.Run(small(), training.Plan(steps=60, rows=8, time=16, peak=1e-2)).train(text)
+    run = training.Run(small(), training.Plan(steps=100, rows=8, time=16, peak=1e-2)).train(text)
     assert run.losses[-1] < 0.2 < run.losses[0]
 
 
@@ -107,8 +107,9 @@ def test_windows_cover_the_text_without_gap(monkeypatch):
 
 def test_lstm_trains_in_the_same_loop():
     torch.manual_seed(0)
-    run = training.Run(baselines.LSTM(30, 8, 16), PLAN).train(TOKENS)
-    assert run.step == 12 and run.losses[-1] < run.losses[0]
+    text = torch.tensor(list(range(10)) * 200)
+    run = training.Run(baselines.LSTM(30, 8, 16), training.Plan(steps=60, rows=8, time=16, peak=1e-2)).train(text)
+    assert run.step == 60 and run.losses[-1] < run.losses[0] / 2
 
 
 def test_bits_per_byte():
