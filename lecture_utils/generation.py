@@ -58,7 +58,8 @@ def stream(
         if temperature == 0:
             token = logits.argmax(-1)
         else:
-            token = torch.multinomial(filtered(logits, temperature, top_k, top_p), 1, generator=chance)[:, 0]
+            likely = filtered(logits, temperature, top_k, top_p).cpu()  # the same draw on every device
+            token = torch.multinomial(likely, 1, generator=chance)[:, 0].to(ids.device)
         if int(token) in stop:
             return
         yield int(token)

@@ -57,6 +57,8 @@ def batch(tokens: torch.Tensor, plan: Plan, number: int) -> tuple[torch.Tensor, 
 
 def next_token_loss(model, inputs: torch.Tensor, targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
     """Return the cross-entropy (nats a token) of each target given the inputs before it."""
+    device = next(model.parameters()).device
+    inputs, targets = inputs.to(device), targets.to(device)
     out = model(inputs)
     logits = out[0] if isinstance(out, tuple) else out
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)

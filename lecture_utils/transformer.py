@@ -32,7 +32,7 @@ def rope(length: int, head_width: int, theta: float = 10_000.0, start: int = 0) 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn each pair (i, i + D/2) of x (B, H, T, D) by its position's angle."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
+    return x * cos.to(x) + torch.cat((-second, first), dim=-1) * sin.to(x)
 
 
 def causal_mask(queries: int, keys: int | None = None) -> torch.Tensor:
@@ -44,11 +44,12 @@ def causal_mask(queries: int, keys: int | None = None) -> torch.Tensor:
 class KVCache:
     """The keys and values of positions already read, one layer: room for ``length`` of them.
 
-    Grows in place; ``used`` counts the positions. Raises ValueError when it is full.
+    dtype and device are those of ``like``; ``used`` counts the positions. Raises ValueError
+    when it is full.
     """
 
-    def __init__(self, rows: int, kv_heads: int, length: int, head_width: int, dtype=torch.float32):
-        self.keys, self.values = (torch.zeros(rows, kv_heads, length, head_width, dtype=dtype) for _ in range(2))
+    def __init__(self, rows: int, kv_heads: int, length: int, head_width: int, like: torch.Tensor):
+        self.keys, self.values = (like.new_zeros(rows, kv_heads, length, head_width) for _ in range(2))
         self.used = 0
 
     def add(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,7 +88,7 @@ class Attention(nn.Module):
             k, v = cache.add(k, v)
             causal = causal and q.shape[2] > 1  # a single new position may see everything before it
             if causal and k.shape[2] > q.shape[2]:
-                mask, causal = causal_mask(q.shape[2], k.shape[2]), False
+                mask, causal = causal_mask(q.shape[2], k.shape[2]).to(q.device), False
         grouped = self.heads != self.kv_heads
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
         return self.o(out.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, H D) -> (B, T, W)
@@ -98,7 +99,7 @@ class Attention(nn.Module):
         k = k.repeat_interleave(self.heads // self.kv_heads, dim=1)
         scores = q @ k.transpose(-1, -2) / math.sqrt(self.head_width)
         if causal:
-            mask = causal_mask(*scores.shape[-2:])
+            mask = causal_mask(*scores.shape[-2:]).to(scores.device)
         return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
 
     def _project(self, x, context, positions):
@@ -272,7 +273,7 @@ class Llama(nn.Module):
     def new_caches(self, rows: int, length: int) -> list[KVCache]:
         """Return one empty cache a layer, with room for ``length`` positions."""
         c = self.config
-        return [KVCache(rows, c.kv_heads, length, c.head_width, self.embedding.weight.dtype) for _ in range(c.layers)]
+        return [KVCache(rows, c.kv_heads, length, c.head_width, self.embedding.weight.data) for _ in range(c.layers)]
 
     def load(self, weights: dict[str, torch.Tensor]) -> "Llama":
         """Take the weights of a Llama by the names they are published under: the tensors
