@@ -31,6 +31,8 @@ def runs():
         ("all layers, one epoch", change(every, epochs=1.0), 0),
         ("all layers, three epochs", change(every, epochs=3.0), 0),
         ("the lecture's settings", recipe("laptop-2023"), 0),
+        ("ours, one epoch", change(ours, epochs=1.0), 0),
+        ("ours, three epochs", change(ours, epochs=3.0), 0),
     ]
 
 
