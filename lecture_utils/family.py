@@ -167,4 +167,7 @@ def run(method: str, seed: int = 0, learning_rate: float | None = None, split: s
         losses.append(loss.item())
     seconds = time.perf_counter() - start
     right, total = score(model, tokenizer, split)
-    return Outcome(method, seed, rate, sum(p.numel() for p in trained), seconds, right, total, losses)
+    found = Outcome(method, seed, rate, sum(p.numel() for p in trained), seconds, right, total, losses)
+    del model, trained, adam, schedule, loss
+    runtime.trim_memory()  # the next method finds the memory that this one found
+    return found
