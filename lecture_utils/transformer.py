@@ -258,7 +258,7 @@ class Llama(nn.Module):
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
         for p in self.parameters():
             if p.dim() > 1:
-                nn.init.normal_(p, std=0.02)
+                nn.init.normal_(p, std=0.5 * config.width**-0.5)  # 0.02 at a width of 600
         if config.tied:
             self.head.weight = self.embedding.weight
 
