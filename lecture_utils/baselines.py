@@ -27,7 +27,7 @@ class KneserNey:
         occurrences, firsts, numbers = [], [], []
         for n in range(1, order + 1):
             # the first n - 1 positions have no n-gram; ends[i - 1] is the context of position i
-            key = (np.zeros(len(tokens), dtype=np.int64) if n == 1 else np.roll(ends, 1)) * vocabulary + tokens
+            key = np.roll(ends, 1) * vocabulary + tokens
             unique, first, inverse, count = np.unique(
                 key[n - 1 :], return_index=True, return_inverse=True, return_counts=True
             )
@@ -55,11 +55,6 @@ class KneserNey:
         self.discounts.append(discount)
         self.totals.append(np.bincount(context, count, minlength=size))
         self.saved.append(np.bincount(context, discount, minlength=size))
-
-    @property
-    def entries(self) -> int:
-        """How many n-grams of all lengths are kept."""
-        return sum(map(len, self.keys))
 
     def _find(self, n: int, context: np.ndarray, token: np.ndarray) -> np.ndarray:
         """Return the numbers of n-grams, -1 for unseen ones (and for a context of -1)."""

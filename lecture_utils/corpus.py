@@ -76,15 +76,17 @@ def is_prose(paragraph: str) -> bool:
 def files() -> Iterator[tuple[str, Path]]:
     """Yield (name, path) of the Python files that are read: the standard library's, then the packages'."""
     paths = sysconfig.get_paths()
-    roots = [("", Path(paths["stdlib"]))]
-    roots += [(name, Path(base) / name) for name in PACKAGES for base in {paths["purelib"], paths["platlib"]}]
+    roots = [("stdlib", Path(paths["stdlib"]))]
+    roots += [
+        (name, Path(base) / name) for name in PACKAGES for base in dict.fromkeys((paths["purelib"], paths["platlib"]))
+    ]
     skipped = {"test", "tests", "testing", "idlelib", "lib2to3", "site-packages", "_vendor", "vendored", "__pycache__"}
     for prefix, root in roots:
         for folder, below, names in os.walk(root):
             below[:] = sorted(d for d in below if d not in skipped)
             for name in sorted(n for n in names if n.endswith(".py")):
                 path = Path(folder) / name
-                yield f"{prefix or 'stdlib'}/{path.relative_to(root).as_posix()}", path
+                yield f"{prefix}/{path.relative_to(root).as_posix()}", path
 
 
 def is_held_out(name: str) -> bool:

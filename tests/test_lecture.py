@@ -1,17 +1,9 @@
 """tools/lecture.py: a notebook that fails is reported in one line, and what it did is kept."""
 
-import importlib.util
-from pathlib import Path
-
+import lecture
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
-
-spec = importlib.util.spec_from_file_location(
-    "lecture", Path(__file__).resolve().parent.parent / "tools" / "lecture.py"
-)
-lecture = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(lecture)
 
 
 @pytest.mark.parametrize(

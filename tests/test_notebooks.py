@@ -1,11 +1,11 @@
 """The contract that every notebook keeps (CONTRIBUTING.md), over all notebooks found."""
 
 import ast
-import importlib.util
 import re
 import statistics
 from pathlib import Path
 
+import links
 import nbformat
 import pytest
 
@@ -16,10 +16,6 @@ PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 OUTLINE = data.outline()
 SLIDES = {"slide", "subslide", "fragment", "skip", "notes", "-"}
 ANCHOR = re.compile(r'<a id="([a-z0-9-]+)"></a>')
-
-spec = importlib.util.spec_from_file_location("links", ROOT / "tools" / "links.py")
-links = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(links)
 
 
 class Notebook:

@@ -1,13 +1,13 @@
 """One place for each thing: versions, the repository's address, the floors of the package."""
 
 import ast
-import importlib.util
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import links
 import pytest
 import yaml
 
@@ -19,14 +19,6 @@ FLOORS = {
     "training": 2, "generation": 2, "evaluation": 2, "plotting": 2, "exercises": 2,
     "family": 3, "finetuning": 3,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def links():
-    spec = importlib.util.spec_from_file_location("links", ROOT / "tools" / "links.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def ranges() -> dict[str, str]:
@@ -91,7 +83,7 @@ def test_version_stands_once():
     assert f"## {lecture_utils.__version__}," in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_links_point_at_the_one_address(links):
+def test_links_point_at_the_one_address():
     slug, _ = links.project()
     for path in [ROOT / "README.md", ROOT / "CITATION.cff", *sorted((ROOT / "notebooks").glob("*.ipynb"))]:
         text = path.read_text(encoding="utf-8")
@@ -99,7 +91,7 @@ def test_links_point_at_the_one_address(links):
         assert found == {slug}, f"{path.name}: run `make links`"
 
 
-def test_links_can_be_repointed_and_back(links):
+def test_links_can_be_repointed_and_back():
     slug, _ = links.project()
     text = links.badges("08_qlora_llama2") + links.setup_cell(("torch",))
     moved = links.rewrite(text, "someone/fork")
@@ -107,7 +99,7 @@ def test_links_can_be_repointed_and_back(links):
     assert links.rewrite(moved, slug) == text
 
 
-def test_readme_badges_are_generated(links):
+def test_readme_badges_are_generated():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         assert links.badges(path.stem) in readme, f"{path.stem} has no badges in the README"

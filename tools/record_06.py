@@ -8,17 +8,14 @@ Each run is a process of its own, so that its peak is its own. Interrupted, the 
 on with the next run that is not in the CSV yet. `python tools/record_06.py rank` does one part.
 """
 
-import csv
 import dataclasses
-import datetime
 import json
-import os
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent.parent / "lecture_utils" / "recorded"
+import recording
+
 TOKENS = 64  # a row in the memory runs
 RATES = {  # tried for each method of the family; family.METHODS has the best
     "prompt tuning, 20 vectors": (1e-2, 1e-1, 1.0), "(IA)³": (1e-2, 3e-2, 1e-1),
@@ -49,7 +46,7 @@ def memory_run(method: str, rows: int) -> dict:
     runtime.faster_short_sequences(model)
     if method != "full":
         model = peft.get_peft_model(model, finetuning.lora_config(finetuning.recipe("laptop-all")))
-        finetuning._cast_inputs(model, False)
+        finetuning.cast_inputs(model, False)
     trained = [p for p in model.parameters() if p.requires_grad]
     for p in trained:
         p.data = p.data.float()
@@ -112,10 +109,8 @@ RUNS = {"memory": memory_run, "family": family_run, "rank": rank_run}
 
 def record(part: str) -> None:
     """Do the runs of a part that its CSV lacks, one process each."""
-    from lecture_utils import data
-
-    target = FOLDER / f"06_{part}.csv"
-    done = [tuple(row.values()) for row in data.recorded(target.stem)[0]] if target.exists() else []
+    name = f"06_{part}"
+    done = [tuple(row.values()) for row in recording.done(name)]
     for arguments in planned(part):
         if any(row[: len(arguments)] == arguments for row in done):
             continue
@@ -127,12 +122,7 @@ def record(part: str) -> None:
             sys.exit(f"failed\n{out.stderr[-2000:]}")
         row = json.loads(out.stdout.splitlines()[-1])
         print(row, flush=True)
-        if not target.exists():
-            day = datetime.date.today().isoformat()
-            note = f"recorded {day} on {os.cpu_count()} cores; reproduce with: make record NB=06"
-            target.write_text(f"# {note}\n{','.join(row)}\n")
-        with target.open("a") as file:
-            csv.writer(file, lineterminator="\n").writerow(row.values())
+        recording.add(name, row)
 
 
 def main() -> None:

@@ -4,16 +4,11 @@ Each run finetunes the laptop's model with one recipe and judges it on the 140 h
 phrasings. Interrupted, it goes on with the next run that is not in the CSV yet.
 """
 
-import csv
 import dataclasses
-import datetime
-import os
 import sys
 import tempfile
-from pathlib import Path
 
-TARGET = Path(__file__).resolve().parent.parent / "lecture_utils" / "recorded" / "08_recipes.csv"
-FIELDS = ("label", "epochs", "seed", "steps", "answer_loss", "f1", "rouge_l", "key_accuracy")
+import recording
 
 
 def runs():
@@ -42,16 +37,7 @@ def main() -> None:
     runtime.quiet()
     runtime.use_less_memory()
     qa = data.lecture_qa()
-    done = set()
-    if TARGET.exists():
-        done = {row["label"] for row in data.recorded(TARGET.stem)[0]}
-    else:
-        TARGET.parent.mkdir(exist_ok=True)
-        day = datetime.date.today().isoformat()
-        TARGET.write_text(
-            f"# recorded {day} on {os.cpu_count()} cores, {runtime.compute_dtype()}; reproduce with: make record NB=08\n"
-            + ",".join(FIELDS) + "\n"
-        )  # fmt: skip
+    done = {row["label"] for row in recording.done("08_recipes")}
     for label, chosen, seed in runs():
         if label in done:
             continue
@@ -62,11 +48,11 @@ def main() -> None:
                 chosen, qa["train"], folder, seed=seed, save_strategy="no", disable_tqdm=True
             )
         report = evaluation.evaluate(model, tokenizer, qa["test"])
-        with TARGET.open("a") as file:
-            csv.writer(file, lineterminator="\n").writerow([
-                label, chosen.epochs, seed, trainer.state.global_step, f"{report.loss:.3f}",
-                f"{report.f1:.3f}", f"{report.rouge_l:.3f}", f"{report.key_accuracy:.3f}",
-            ])  # fmt: skip
+        recording.add("08_recipes", {
+            "label": label, "epochs": chosen.epochs, "seed": seed, "steps": trainer.state.global_step,
+            "answer_loss": f"{report.loss:.3f}", "f1": f"{report.f1:.3f}", "rouge_l": f"{report.rouge_l:.3f}",
+            "key_accuracy": f"{report.key_accuracy:.3f}",
+        })  # fmt: skip
         print("  ", report, flush=True)
         del model, trainer
         runtime.trim_memory()
