@@ -153,6 +153,19 @@ def load() -> Corpus:
     return corpus
 
 
+def encode(tokenizer, documents: list[str]) -> list[int]:
+    """Return the documents as one stream of ids, the beginning-of-text token before each (it ends the last, too)."""
+    ids = [tokenizer.bos_token_id]
+    for part in tokenizer(documents, add_special_tokens=False)["input_ids"]:
+        ids += [*part, tokenizer.bos_token_id]
+    return ids
+
+
+def size(documents: list[str]) -> int:
+    """Return the bytes of the documents, one for each document's end."""
+    return sum(len(document.encode()) + 1 for document in documents)
+
+
 def _installed() -> str:
     """Return a short name for this set of packages: another set is another corpus."""
     import importlib.metadata

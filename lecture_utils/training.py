@@ -6,6 +6,7 @@ A model maps ids (B, T) to logits (B, T, vocabulary), as ``transformer.Llama`` d
 
 import itertools
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ class Plan:
     floor: float = 0.1  # share of the peak that the cosine ends at
     weight_decay: float = 0.1
     clip: float = 1.0  # of the gradient's norm
+    muon: bool = False  # Muon for the hidden matrices, else AdamW for all
     seed: int = 0
 
 
@@ -41,16 +43,21 @@ def learning_rate(plan: Plan, step: int) -> float:
     return plan.peak * (plan.floor + (1 - plan.floor) * 0.5 * (1 + math.cos(math.pi * min(share, 1))))
 
 
-def batch(tokens: torch.Tensor, plan: Plan, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(
+    tokens: torch.Tensor, plan: Plan, number: int, share: tuple[int, int] = (0, 1)
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return inputs and targets, both (rows, time): the targets are the inputs one token later.
 
     The batch is a function of its number and the plan's seed alone, so that a resumed run goes
-    on with the very batches it would have had. Raises ValueError for too few tokens.
+    on with the very batches it would have had. share: (i, n) gives the i-th of n processes its
+    own rows of the batch. Raises ValueError for too few tokens, or rows that n does not divide.
     """
+    if plan.rows % share[1]:
+        raise ValueError(f"rows={plan.rows} cannot be shared evenly among {share[1]} processes.")
     if len(tokens) <= plan.time:
         raise ValueError(f"{len(tokens)} tokens are too few for texts of {plan.time} and the token after.")
     chance = torch.Generator().manual_seed(plan.seed * 1_000_003 + number)
-    starts = torch.randint(len(tokens) - plan.time, (plan.rows,), generator=chance)
+    starts = torch.randint(len(tokens) - plan.time, (plan.rows,), generator=chance)[share[0] :: share[1]]
     window = tokens[starts[:, None] + torch.arange(plan.time + 1)]
     return window[:, :-1], window[:, 1:]
 
@@ -73,47 +80,63 @@ def autocast():
 
 @dataclass
 class Run:
-    """A training run: the model, its optimizer, the steps done, and what was seen on the way."""
+    """A training run: the model, its optimizers, the steps done, and what was seen on the way.
+
+    With ``plan.muon``, hidden matrices are moved by Muon, its steps scaled to the size of
+    AdamW's (2502.16982, section 2.2), so that one learning rate serves both.
+    """
 
     model: torch.nn.Module
     plan: Plan
     step: int = 0
     losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0  # processor time spent in steps, all threads together
+    share: tuple[int, int] = (0, 1)  # this process's number, and how many there are
 
     def __post_init__(self):
+        plan, adamw = self.plan, {"lr": self.plan.peak, "betas": (0.9, 0.95), "fused": True}
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
         others = [p for p in self.model.parameters() if p.ndim <= 1]  # gains are not decayed
-        groups = [
-            {"params": matrices, "weight_decay": self.plan.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=self.plan.peak, betas=(0.9, 0.95), fused=True)
+        if plan.muon:
+            ends = {id(p) for name, p in self.model.named_parameters() if name.startswith(("embedding", "head"))}
+            others += [p for p in matrices if id(p) in ends]
+            matrices = [p for p in matrices if id(p) not in ends]
+            first = torch.optim.Muon(
+                matrices, lr=plan.peak, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        else:
+            first = torch.optim.AdamW(matrices, weight_decay=plan.weight_decay, **adamw)
+        self.optimizers = [first, torch.optim.AdamW(others, weight_decay=0.0, **adamw)] if others else [first]
 
     def advance(self, tokens: torch.Tensor) -> float:
         """Take one step and return its loss."""
-        plan, loss = self.plan, 0.0
+        plan, loss, begun = self.plan, 0.0, time.process_time()
         for i in range(plan.accumulate):
-            inputs, targets = batch(tokens, plan, self.step * plan.accumulate + i)
+            inputs, targets = batch(tokens, plan, self.step * plan.accumulate + i, self.share)
             with autocast():
                 part = next_token_loss(self.model, inputs, targets) / plan.accumulate
             part.backward()
             loss += part.item()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), plan.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(plan, self.step)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(plan, self.step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self.seconds += time.process_time() - begun
         self.losses.append(loss)
         return loss
 
-    def train(self, tokens: torch.Tensor, until: int | None = None, each: Callable | None = None) -> "Run":
+    def train(
+        self, tokens: torch.Tensor, until: int | None = None, each: Callable | None = None, progress: bool = True
+    ) -> "Run":
         """Go on to step ``until`` (default: the plan's last); ``each(run)`` is called after every step."""
         from tqdm.auto import tqdm
 
         self.model.train()
         until = self.plan.steps if until is None else until
-        with tqdm(total=until, initial=self.step, desc="training", leave=False) as bar:
+        with tqdm(total=until, initial=self.step, desc="training", leave=False, disable=not progress) as bar:
             while self.step < until:
                 self.advance(tokens)
                 if self.step % 10 == 0 or self.step == until:
@@ -130,8 +153,9 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         half = path.with_suffix(".part")
         what = {
-            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
-            "losses": self.losses, "plan": vars(self.plan), "chance": torch.get_rng_state(),
+            "model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
+            "step": self.step, "losses": self.losses, "seconds": self.seconds, "plan": vars(self.plan),
+            "chance": torch.get_rng_state(),
         }  # fmt: skip
         torch.save(what, half)
         half.replace(path)
@@ -145,8 +169,9 @@ class Run:
             differ = [k for k, v in vars(self.plan).items() if saved["plan"].get(k) != v]
             raise ValueError(f"{path} is of another plan ({', '.join(differ)} differ). Remove it to start anew.")
         self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.step, self.losses = saved["step"], saved["losses"]
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self.step, self.losses, self.seconds = saved["step"], saved["losses"], saved["seconds"]
         torch.set_rng_state(saved["chance"])
         return self
 

@@ -245,3 +245,37 @@ def test_command_line_reports_errors_without_a_traceback(tmp_path):
         capture_output=True, text=True, env=os.environ | {"LECTURE_CACHE": str(tmp_path)},
     )  # fmt: skip
     assert run.returncode == 1 and "registry" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_lecture_base_is_the_packaged_file_and_our_llama_reads_it():
+    """Wrong bytes are refused; the right ones give the library's logits in our own code."""
+    import torch
+
+    from lecture_utils import transformer
+
+    theirs, tokenizer = models.load_chat_model("lecture-base", dtype=torch.float32)
+    ours = transformer.Llama.of(theirs)
+    ids = tokenizer("Return the number of elements in the list.", return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        logits = theirs(ids).logits
+        assert torch.allclose(ours(ids), logits, atol=1e-4)
+    loss = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
+    shuffled = ids[:, torch.randperm(ids.shape[1], generator=torch.Generator().manual_seed(0))]
+    with torch.inference_mode():
+        other = torch.nn.functional.cross_entropy(theirs(shuffled).logits[0, :-1], shuffled[0, 1:])
+    assert loss < other - 1  # it has learnt an order of words
+    special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id)
+    assert len(set(special)) == 4
+
+
+def test_a_changed_package_is_refused():
+    broken = models.Packaged("lecture_base", "0" * 64)
+    with pytest.raises(models.ChecksumError, match="Install lecture-utils again"):
+        models._packaged(broken)
+    with pytest.raises(models.ChecksumError, match="no such file"):
+        models._packaged(models.Packaged("nowhere", "0" * 64))
+
+
+def test_lecture_base_is_small():
+    folder = models.fetch("lecture-base")
+    assert sum(f.stat().st_size for f in folder.iterdir()) < 10e6

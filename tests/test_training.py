@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -65,6 +67,67 @@ def test_resumed_run_is_the_same_bit_for_bit(tmp_path):
     with pytest.raises(ValueError, match="peak, seed differ|peak differ"):
         training.Run(small(), training.Plan(steps=12, rows=4, time=16, peak=1e-3)).resume(tmp_path / "run.pt")
     assert training.Run(small(), PLAN).resume(tmp_path / "none.pt").step == 0
+
+
+@pytest.mark.parametrize("make", [small, lambda: baselines.LSTM(30, 8, 16)], ids=["llama", "lstm"])
+def test_muon_takes_the_hidden_matrices_and_resumes_bit_for_bit(make, tmp_path):
+    plan = training.Plan(steps=6, rows=4, time=16, peak=1e-2, muon=True)
+    torch.manual_seed(0)
+    straight = training.Run(make(), plan)
+    muon, adamw = straight.optimizers
+    hidden = {n for n, p in straight.model.named_parameters() if p.ndim == 2 and n.split(".")[0] != "embedding"}
+    held = [{id(p) for group in o.param_groups for p in group["params"]} for o in (muon, adamw)]
+    named = [{n for n, p in straight.model.named_parameters() if id(p) in part} for part in held]
+    assert type(muon).__name__ == "Muon" and named[0] == hidden
+    assert named[1] == {n for n, _ in straight.model.named_parameters()} - hidden
+    straight.train(TOKENS)
+    torch.manual_seed(0)
+    training.Run(make(), plan).train(TOKENS, until=2).save(tmp_path / "run.pt")
+    again = training.Run(make(), plan).resume(tmp_path / "run.pt").train(TOKENS)
+    assert again.losses == straight.losses and again.seconds > 0
+
+
+def test_processes_share_a_batch_without_overlap():
+    plan = training.Plan(steps=1, rows=6, time=5)
+    whole, _ = training.batch(TOKENS, plan, 2)
+    parts = [training.batch(TOKENS, plan, 2, (i, 3))[0] for i in range(3)]
+    assert torch.equal(torch.stack(parts, 1).flatten(0, 1), whole)
+    with pytest.raises(ValueError, match="rows=6 cannot be shared evenly among 4"):
+        training.batch(TOKENS, plan, 2, (0, 4))
+
+
+PARALLEL = """
+import sys
+import torch
+from accelerate import Accelerator
+from lecture_utils import training, transformer
+
+accelerator = Accelerator(cpu=True)
+torch.manual_seed(0)
+model = transformer.Llama(transformer.LlamaConfig(30, 16, 32, 2, 4, 2, 4))
+tokens = torch.randint(0, 30, (2_000,), generator=torch.Generator().manual_seed(0))
+plan = training.Plan(steps=12, rows=4, time=16, peak=1e-2)
+who = (accelerator.process_index, accelerator.num_processes)
+run = training.Run(accelerator.prepare(model), plan, share=who).train(tokens, progress=False)
+losses = accelerator.gather(torch.tensor([run.losses])).mean(0)
+if accelerator.is_main_process:
+    torch.save(losses, sys.argv[1])
+    print("processes:", accelerator.num_processes)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_are_the_large_batch(tmp_path, monkeypatch):
+    """Data parallel on two CPU processes: the losses of one process with all the rows."""
+    monkeypatch.setenv("LECTURE_BF16", "0")
+    (tmp_path / "parallel.py").write_text(PARALLEL)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
+               str(tmp_path / "parallel.py"), str(tmp_path / "losses.pt")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "processes: 2" in done.stdout
+    alone = training.Run(small(), PLAN).train(TOKENS)
+    assert torch.load(tmp_path / "losses.pt").tolist() == pytest.approx(alone.losses, abs=1e-5)
 
 
 def test_it_learns_what_can_be_learnt():
