@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 export PYTHONUTF8 := 1
 
-.PHONY: help lecture test setup models lab check notebooks slides links record prove-7b slow clean
+.PHONY: help lecture test setup models lab check notebooks slides links record bench prove-7b slow clean
 help:       ## list the targets
 	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -54,6 +54,12 @@ links: $(VENV)/.installed    ## rewrite badges, setup cells and citation (REPO=o
 
 record: setup    ## reproduce the recorded runs, about two hours (NB=06: of one notebook)
 	for tool in tools/record_$(or $(NB),*).py; do $(RUN) $$tool || exit 1; done
+
+# llms-from-scratch asks for an older numpy than ours and needs none of its dependencies here.
+bench: setup     ## our decoder beside others of its size, as ratios, into benchmarks/results.md (8 minutes)
+	$(RUN) -m pip install --quiet --editable '.[bench]'
+	$(RUN) -m pip install --quiet --no-deps 'llms-from-scratch==1.0.19'
+	$(RUN) benchmarks/measure.py
 
 prove-7b: setup  ## Llama 2 7B's architecture with random weights through 08's code (10 minutes, 14 GB of disk)
 	$(RUN) tools/prove_7b.py
