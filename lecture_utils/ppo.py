@@ -1,0 +1,215 @@
+"""Proximal policy optimization of a chat model against a reward model, in one small model's memory.
+
+Four networks share one set of frozen weights: the policy is the model with its adapter on, the
+reference the same with the adapter off, whose pass also gives the reward model its features,
+and the value head reads the policy's last hidden state. The equations are in ``alignment``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from lecture_utils import alignment, data, runtime
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a policy is trained; sizes are those of one round."""
+
+    rounds: int = 10
+    prompts: int = 16  # answers written in a round
+    new_tokens: int = 40  # of an answer, at most
+    temperature: float = 0.7  # the policy is the model at this temperature, in writing and in learning
+    epochs: int = 2  # passes over a round's answers
+    rows: int = 4  # answers in a minibatch
+    rate: float = 5e-4
+    value_rate: float = 5e-3
+    beta: float = 0.05  # of the KL penalty
+    clip: float = 0.2
+    gamma: float = 1.0
+    lam: float = 0.95
+    seed: int = 0
+
+
+@dataclass
+class RewardModel:
+    """A linear head on the mean hidden state of an answer, in layer ``layer`` of the reference."""
+
+    layer: int
+    weight: torch.Tensor  # (width,)
+    mean: torch.Tensor
+    scale: torch.Tensor
+    offset: float = 0.0
+    unit: float = 1.0
+
+    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the rewards (B,) of features (B, width): mean 0 and variance 1 over the pairs it was made of."""
+        return ((features - self.mean) / self.scale @ self.weight - self.offset) / self.unit
+
+
+def fit_reward(chosen, rejected, layer: int, decay: float = 0.03, margin: torch.Tensor | float = 0.0) -> RewardModel:
+    """Return the reward model that Bradley-Terry likes best, features (pairs, width) each; it is
+    a convex problem, solved to the end. decay: of the squared weights. Raises ValueError for no pairs."""
+    if chosen.shape != rejected.shape or not len(chosen):
+        raise ValueError(f"{len(chosen)} chosen and {len(rejected)} rejected answers: as many of both are needed.")
+    both = torch.cat((chosen, rejected))
+    mean, scale = both.mean(0), both.std(0).clamp(min=1e-6)
+    apart = (chosen - rejected) / scale
+    weight = torch.zeros(chosen.shape[1], requires_grad=True)
+    solver = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        solver.zero_grad()
+        gap = apart @ weight
+        loss = alignment.bradley_terry_loss(gap, torch.zeros_like(gap), margin) + decay * weight @ weight
+        loss.backward()
+        return loss
+
+    solver.step(closure)
+    model = RewardModel(layer, weight.detach(), mean, scale)
+    rewards = model(both)
+    model.offset, model.unit = rewards.mean().item(), rewards.std().item()
+    return model
+
+
+def hidden_states(model, ids, mask, layer: int | None = None):
+    """Return (last hidden state, that of ``layer``) of a causal model, adapter as it is switched."""
+    lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    out = lm.model(input_ids=ids, attention_mask=mask, output_hidden_states=layer is not None, use_cache=False)
+    return out.last_hidden_state, None if layer is None else out.hidden_states[layer].float()
+
+
+@torch.inference_mode()
+def answer_features(model, tokenizer, pairs: list[tuple[str, str]], layer: int, rows: int = 16) -> torch.Tensor:
+    """Return the mean hidden state (pairs, width) over each answer's tokens, in ``layer``."""
+    from tqdm.auto import tqdm
+
+    made = []
+    for prompt, answer in pairs:
+        before, text = data.render(tokenizer, prompt, answer)
+        made.append([tokenizer(t, add_special_tokens=False)["input_ids"] for t in (before, text)])
+    order = sorted(range(len(made)), key=lambda i: len(made[i][0]) + len(made[i][1]))
+    out: list = [None] * len(made)
+    for start in tqdm(range(0, len(order), rows), desc="reading answers", leave=False):
+        chosen = order[start : start + rows]
+        longest = max(len(made[i][0]) + len(made[i][1]) for i in chosen)
+        ids = torch.full((len(chosen), longest), tokenizer.pad_token_id)
+        seen = torch.zeros_like(ids)
+        for row, i in enumerate(chosen):
+            both = made[i][0] + made[i][1]
+            ids[row, : len(both)], seen[row, : len(both)] = torch.tensor(both), 1
+        _, hidden = hidden_states(model, ids.to(model.device), seen.to(model.device), layer)
+        for row, i in enumerate(chosen):
+            begin, end = len(made[i][0]), len(made[i][0]) + len(made[i][1])
+            out[i] = hidden[row, begin:end].mean(0).cpu()
+    return torch.stack(out)
+
+
+@dataclass
+class Answers:
+    """What a policy wrote, and what is known of it; tensors are (B, T) over the answers' tokens."""
+
+    ids: torch.Tensor  # (B, prompt + T), prompts padded on the left
+    seen: torch.Tensor  # (B, prompt + T): 1 where there is a token
+    mask: torch.Tensor
+    log_p: torch.Tensor
+    reference: torch.Tensor
+    values: torch.Tensor
+    score: torch.Tensor  # (B,), the reward model's
+    texts: list[str] = field(default_factory=list)
+
+    @property
+    def kl(self) -> torch.Tensor:
+        """KL estimate of each answer, nats (B,)."""
+        return ((self.log_p - self.reference) * self.mask).sum(1)
+
+
+class PPO:
+    """A training run. model: a PEFT model whose adapter is the policy; ``reward`` may be any
+    function of features (B, width) and answers' texts."""
+
+    def __init__(self, model, tokenizer, reward: Callable, layer: int, plan: Plan):
+        self.model, self.tokenizer, self.reward, self.layer, self.plan = model, tokenizer, reward, layer, plan
+        width = model.get_base_model().config.hidden_size
+        self.value = nn.Linear(width, 1).to(model.device)
+        nn.init.zeros_(self.value.weight)
+        nn.init.zeros_(self.value.bias)
+        adapter = [p for p in model.parameters() if p.requires_grad]
+        groups = [{"params": adapter, "lr": plan.rate}, {"params": self.value.parameters(), "lr": plan.value_rate}]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        self.history: list[dict] = []
+
+    def _pass(self, ids, seen, count: int, layer: int | None = None):
+        """Return (log p (B, T), values (B, T), hidden states of ``layer``) for the last ``count`` tokens."""
+        last, hidden = hidden_states(self.model, ids, seen, layer)
+        last = last[:, -count - 1 : -1]  # the state before each token
+        logits = self.model.get_base_model().lm_head(last) / self.plan.temperature
+        values = self.value(last.detach().float())[..., 0]
+        return alignment.token_log_probabilities(logits, ids[:, -count:]), values, hidden
+
+    @torch.no_grad()
+    def write(self, prompts: list[str], seed: int) -> Answers:
+        """Sample an answer to each prompt and judge it."""
+        plan, tokenizer = self.plan, self.tokenizer
+        self.model.eval()
+        texts = [data.render(tokenizer, prompt)[0] for prompt in prompts]
+        inputs = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
+        inputs = inputs.to(self.model.device)
+        torch.manual_seed(seed)
+        ids = self.model.generate(
+            **inputs, max_new_tokens=plan.new_tokens, do_sample=True, temperature=plan.temperature, top_k=0, top_p=1.0,
+            pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        count = ids.shape[1] - inputs["input_ids"].shape[1]
+        ended = (ids[:, -count:] == tokenizer.eos_token_id).int()
+        mask = (ended.cumsum(1) - ended) == 0  # up to and with the first end of turn
+        seen = torch.cat((inputs["attention_mask"], mask.long()), 1)
+        log_p, values, _ = self._pass(ids, seen, count)
+        with self.model.disable_adapter():
+            reference, _, hidden = self._pass(ids, seen, count, self.layer)
+        weights = mask / mask.sum(1, keepdim=True)
+        features = (hidden[:, -count:] * weights[..., None]).sum(1)
+        written = [
+            tokenizer.decode(row[m], skip_special_tokens=True).strip()
+            for row, m in zip(ids[:, -count:], mask, strict=True)
+        ]
+        return Answers(ids, seen, mask, log_p, reference, values, self.reward(features, written), written)
+
+    def learn(self, answers: Answers) -> dict:
+        """Take a round's steps on what was written; return the means of clip share and losses."""
+        plan, mask = self.plan, answers.mask
+        rewards = alignment.token_rewards(answers.score, answers.log_p, answers.reference, mask, plan.beta)
+        gain, returns = alignment.advantages(rewards, answers.values, mask, plan.gamma, plan.lam)
+        gain = alignment.whiten(gain, mask)
+        seen: list[tuple] = []
+        for epoch in range(plan.epochs):
+            order = torch.randperm(len(mask), generator=torch.Generator().manual_seed(plan.seed + epoch))
+            for rows in order.split(plan.rows):
+                log_p, values, _ = self._pass(answers.ids[rows], answers.seen[rows], mask.shape[1])
+                loss, clipped = alignment.ppo_loss(log_p, answers.log_p[rows], gain[rows], mask[rows], plan.clip)
+                error = alignment.value_loss(values, answers.values[rows], returns[rows], mask[rows], plan.clip)
+                (loss + error).backward()
+                nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], 1.0)
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+                seen.append((clipped.item(), loss.item(), error.item()))
+        clipped, loss, error = (sum(x) / len(seen) for x in zip(*seen, strict=True))
+        return {"clipped": clipped, "policy loss": loss, "value loss": error}
+
+    def train(self, prompts: list[str], until: int | None = None) -> "PPO":
+        """Go on to round ``until`` (default: the plan's last), each with the next prompts in turn."""
+        from tqdm.auto import tqdm
+
+        until = self.plan.rounds if until is None else until
+        for number in tqdm(range(len(self.history), until), desc="PPO", leave=False):
+            start = number * self.plan.prompts
+            chosen = [prompts[(start + i) % len(prompts)] for i in range(self.plan.prompts)]
+            answers = self.write(chosen, seed=1000 * self.plan.seed + number)
+            report = self.learn(answers)
+            report |= {"round": number, "reward": answers.score.mean().item(), "KL": answers.kl.mean().item()}
+            report["tokens"] = answers.mask.sum(1).float().mean().item()
+            self.history.append(report)
+            runtime.trim_memory()
+        return self

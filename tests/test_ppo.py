@@ -1,0 +1,109 @@
+"""PPO on a tiny model with random weights: what is written is scored as written, and rewards rise."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lecture_utils import models, ppo
+
+PROMPTS = ["Say something.", "And a longer question than the first one, please?", "No?", "Why is that so?"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return models.load_tokenizer("lecture-base")
+
+
+def policy(tokenizer, seed=0):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    lora = LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(LlamaForCausalLM(config).eval(), lora)
+
+
+def common(features, texts):
+    """A reward that needs no model: how many e's are in the text."""
+    return torch.tensor([float(text.count("e")) for text in texts])
+
+
+def test_answers_are_scored_as_they_were_written(tokenizer):
+    plan = ppo.Plan(prompts=4, new_tokens=6, temperature=0.8)
+    run = ppo.PPO(policy(tokenizer), tokenizer, common, layer=2, plan=plan)
+    answers = run.write(PROMPTS, seed=1)
+    assert answers.mask.shape == answers.log_p.shape == answers.values.shape == (4, 6)
+    assert answers.mask[:, 0].all() and answers.kl.abs().max() < 1e-4  # the adapter has changed nothing yet
+    for b, prompt in enumerate(PROMPTS):  # each alone, without padding
+        from lecture_utils import data
+
+        text = data.render(tokenizer, prompt)[0]
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        new = answers.ids[b, -6:][answers.mask[b]]
+        with torch.inference_mode():
+            logits = run.model(torch.cat((ids, new[None]), 1)).logits[0, ids.shape[1] - 1 : -1] / 0.8
+        expected = logits.log_softmax(-1).gather(-1, new[:, None])[:, 0]
+        assert torch.allclose(answers.log_p[b][answers.mask[b]], expected, atol=1e-4)
+        assert answers.texts[b] == tokenizer.decode(new, skip_special_tokens=True).strip()
+
+
+def test_an_answer_ends_with_its_first_end_of_turn(tokenizer, monkeypatch):
+    run = ppo.PPO(policy(tokenizer), tokenizer, common, layer=1, plan=ppo.Plan(new_tokens=4))
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+
+    def scripted(input_ids, **_):
+        new = torch.tensor([[9, end, pad, pad], [9, 8, 7, 6], [end, pad, pad, pad], [9, 9, 9, end]])
+        return torch.cat((input_ids, new), 1)
+
+    monkeypatch.setattr(run.model, "generate", scripted)
+    assert run.write(PROMPTS, seed=0).mask.sum(1).tolist() == [2, 4, 1, 4]
+
+
+def test_a_round_makes_rewarded_answers_likelier_and_leaves_the_base_alone(tokenizer):
+    scores = torch.tensor([3.0, -1.0, 3.0, -1.0])
+    plan = ppo.Plan(prompts=4, new_tokens=6, epochs=4, rate=2e-3, beta=0.0)
+    model = policy(tokenizer)
+    before = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    run = ppo.PPO(model, tokenizer, lambda features, texts: scores, layer=2, plan=plan)
+    answers = run.write(PROMPTS, seed=0)
+    report = run.learn(answers)
+    with torch.no_grad():
+        now, _, _ = run._pass(answers.ids, answers.seen, 6)
+    gained = ((now - answers.log_p) * answers.mask).sum(1)
+    assert (gained[scores > 0] > 0).all() and (gained[scores < 0] < 0).all()
+    assert 0 <= report["clipped"] <= 1 and report["value loss"] > 0
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
+
+
+def test_training_counts_on_from_the_round_it_has_reached(tokenizer):
+    run = ppo.PPO(policy(tokenizer), tokenizer, common, 2, ppo.Plan(rounds=3, prompts=4, new_tokens=4))
+    run.train(PROMPTS, until=1).train(PROMPTS)
+    assert [h["round"] for h in run.history] == [0, 1, 2]
+    assert run.history[0]["KL"] == pytest.approx(0, abs=1e-4)
+    assert set(run.history[0]) == {"clipped", "policy loss", "value loss", "round", "reward", "KL", "tokens"}
+
+
+def test_fit_reward_separates_what_can_be_separated():
+    g = torch.Generator().manual_seed(0)
+    direction = torch.randn(10, generator=g)
+    rejected = torch.randn(200, 10, generator=g)
+    chosen = torch.randn(200, 10, generator=g) + 0.5 * direction
+    model = ppo.fit_reward(chosen[:150], rejected[:150], layer=3)
+    assert (model(chosen[150:]) > model(rejected[150:])).float().mean() > 0.8
+    both = model(torch.cat((chosen[:150], rejected[:150])))
+    assert both.mean().abs() < 1e-4 and both.std().item() == pytest.approx(1, abs=1e-3)
+    strict = ppo.fit_reward(chosen[:150], rejected[:150], layer=3, margin=2.0)
+    assert strict.weight.norm() > model.weight.norm()  # a margin asks for rewards farther apart
+    with pytest.raises(ValueError, match="0 chosen"):
+        ppo.fit_reward(chosen[:0], rejected[:0], layer=3)
+
+
+def test_answer_features_do_not_depend_on_the_company(tokenizer):
+    model = policy(tokenizer)
+    pairs = [(prompt, "An answer. " * (i + 1)) for i, prompt in enumerate(PROMPTS)]
+    together = ppo.answer_features(model, tokenizer, pairs, layer=2)
+    alone = torch.cat([ppo.answer_features(model, tokenizer, [pair], layer=2) for pair in pairs])
+    assert together.shape == (4, 32) and torch.allclose(together, alone, atol=1e-5)
