@@ -2,12 +2,15 @@
 
 ``lecture_qa``: 1,400 question/answer pairs on the lecture (1,260 to train on, 140 held-out
 phrasings), 20 facts never trained on, 60 questions the lecture does not answer.
+``preferences``: 500 pairs of answers, one better than the other. ``language_models``: the
+lecture's list of models.
 """
 
 import csv
 import json
 import re
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 ASSETS = Path(__file__).parent / "assets"
@@ -67,6 +70,39 @@ def _number(text: str) -> int | float | str:
         except ValueError:
             pass
     return text
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A row of the lecture's list of models; None where no number is known."""
+
+    name: str
+    maker: str
+    date: str  # of the announcement, YYYY-MM
+    parameters: int | None
+    active: int | None  # parameters that work on a token, of a mixture of experts
+    tokens: int | None  # read in pretraining
+    licence: str
+    weights: str  # closed, open, or fully open: training data and code, too
+    status: str  # published by the maker, rumour, or undisclosed
+    source: str
+    note: str
+
+
+def language_models() -> list[LanguageModel]:
+    """Return the lecture's list of models, in order of time, each with its source."""
+    with open(ASSETS / "language_models.tsv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    counts = ("parameters", "active", "tokens")
+    return [LanguageModel(**row | {k: int(row[k]) if row[k] else None for k in counts}) for row in rows]
+
+
+def preferences(split: str) -> list[dict]:
+    """Return the preference pairs of ``train`` (372) or ``test`` (128): id, kind, flaw, strength, prompt,
+    chosen, rejected. Raises DataError for another split."""
+    if split not in ("train", "test"):
+        raise DataError(f"There is no split {split!r}: choose 'train' or 'test'.")
+    return read_jsonl(ASSETS / "preferences" / f"{split}.jsonl")
 
 
 def lecture_qa():

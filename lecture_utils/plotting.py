@@ -3,6 +3,7 @@
 import html
 import inspect
 import io
+import json
 
 # Okabe and Ito's palette: told apart by readers with any common colour blindness.
 BLUE, ORANGE, GREEN, RED, SKY, PINK, YELLOW = (
@@ -71,6 +72,40 @@ def table(rows: list[dict], caption: str = ""):
     lines.append("<tr>" + "".join(f'<th style="text-align:left">{html.escape(str(h))}</th>' for h in head) + "</tr>")
     lines += ["<tr>" + "".join(render(row[h]) for h in head) + "</tr>" for row in rows]
     return HTML("<table>" + "\n".join(lines) + "</table>")
+
+
+def slider(name: str, frames: dict[str, list[tuple[str, float]]], start: int = 0):
+    """Return HTML with a slider that moves through ``frames``: value -> bars, each (label, share of 1).
+
+    No widget and no kernel stands behind it, so that it works in slides and exported pages
+    too; where scripts are off, the frame ``start`` is seen. Raises ValueError for no frames.
+    """
+    from IPython.display import HTML
+
+    if not frames:
+        raise ValueError("frames is empty: there is nothing to slide through.")
+    bar = (
+        '<div style="display:flex;align-items:center"><code style="width:11em;text-align:right;white-space:pre;'
+        'background:none">{label}</code><div style="background:{color};height:0.9em;margin:0.2em 0.5em;'
+        'width:{width:.1f}%"></div>{share:.1%}</div>'
+    )
+    shown = []
+    for i, bars in enumerate(frames.values()):
+        rows = (
+            bar.format(label=html.escape(label), color=BLUE, width=60 * share, share=share) for label, share in bars
+        )
+        shown.append(f"<div data-frame{'' if i == start else ' hidden'}>{''.join(rows)}</div>")
+    labels = html.escape(json.dumps(list(frames)), quote=True)
+    move = (
+        "var all=this.closest('div').parentNode,i=+this.value;"
+        "all.querySelectorAll('[data-frame]').forEach((f,n)=>{f.hidden=n!=i});"
+        "all.querySelector('output').textContent=JSON.parse(this.dataset.labels)[i]"
+    )
+    return HTML(
+        f'<div><div><label>{html.escape(name)} <input type="range" min="0" max="{len(frames) - 1}" value="{start}" '
+        f'data-labels="{labels}" oninput="{move}"></label> <output>{html.escape(list(frames)[start])}</output></div>'
+        f"{''.join(shown)}</div>"
+    )
 
 
 def show(thing) -> None:

@@ -199,3 +199,67 @@ def test_recorded_runs_have_numbers_and_say_how_to_repeat_them():
     assert {type(v) for v in data.recorded("06_memory")[0][0].values()} == {str, int, float}
     with pytest.raises(data.DataError, match="06_memory"):
         data.recorded("99")
+
+
+def test_language_models_are_typed_dated_and_sourced():
+    known = data.language_models()
+    assert [m.date for m in known] == sorted(m.date for m in known)
+    assert len({m.name for m in known}) == len(known) >= 30
+    for m in known:
+        assert re.fullmatch(r"20\d\d-(0[1-9]|1[0-2])", m.date) and m.source and m.licence, m.name
+        assert m.weights in {"closed", "open", "fully open"} and m.status in {"published", "rumour", "undisclosed"}
+        assert (m.parameters is None) == (m.status == "undisclosed"), m.name
+        assert m.active is None or m.active < m.parameters
+        assert m.parameters is None or 1e8 <= m.parameters <= 2e12
+        assert m.tokens is None or 1e11 <= m.tokens <= 4e13
+
+
+def test_the_lists_exact_counts_are_those_of_the_registry():
+    from lecture_utils import models
+
+    count = {m.name: m.parameters for m in data.language_models()}
+    assert count["Llama 2 7B"] == models.card("llama-2-7b-chat").parameters
+    assert count["SmolLM2-135M"] == models.card(models.LAPTOP_MODEL).parameters
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return {split: data.preferences(split) for split in ("train", "test")}
+
+
+def test_preferences_have_the_counts_of_their_card(pairs):
+    everything = pairs["train"] + pairs["test"]
+    assert (len(pairs["train"]), len(pairs["test"])) == (372, 128)
+    assert Counter(r["kind"] for r in everything) == {"helpfulness": 320, "safety": 180}
+    flaws = Counter(r["flaw"] for r in everything)
+    assert flaws == dict.fromkeys(("rude", "rambling", "off_topic", "vague", "wrong"), 64) | {
+        "complies": 60, "careless": 45, "over_refusal": 45, "scolding": 30,
+    }  # fmt: skip
+    assert {r["strength"] for r in everything} == {1, 2, 3, 4}
+    for flaw, n in flaws.items():  # a quarter is held out, of every flaw
+        assert abs(sum(r["flaw"] == flaw for r in pairs["test"]) - n / 4) <= 2, flaw
+
+
+def test_preferences_are_whole_distinct_and_split_by_prompt(pairs):
+    everything = pairs["train"] + pairs["test"]
+    for r in everything:
+        assert set(r) == {"id", "kind", "flaw", "strength", "prompt", "chosen", "rejected"}, r["id"]
+        assert r["chosen"].strip().lower() != r["rejected"].strip().lower(), r["id"]
+        for side in ("chosen", "rejected"):
+            assert 8 <= len(r[side].split()) <= 40, (r["id"], side)
+        assert "\n" not in r["prompt"] + r["chosen"] + r["rejected"]
+    assert len({r["id"] for r in everything}) == 500
+    assert len({" ".join(r["prompt"].lower().split()) for r in everything}) == 500
+
+
+def test_length_does_not_give_the_better_answer_away(pairs):
+    shorter = defaultdict(list)
+    for r in pairs["train"] + pairs["test"]:
+        shorter[r["flaw"]].append(len(r["rejected"].split()) < len(r["chosen"].split()))
+    for flaw, values in shorter.items():
+        assert 0.35 < sum(values) / len(values) < 0.65, flaw
+
+
+def test_unknown_split_of_preferences():
+    with pytest.raises(data.DataError, match="'train' or 'test'"):
+        data.preferences("valid")

@@ -40,3 +40,16 @@ def test_show_prints_the_source(monkeypatch):
     monkeypatch.setattr("IPython.display.display", lambda item: shown.append(item.data))
     plotting.show(plotting.figure)
     assert "opaque" in shown[0] and "<pre" in shown[0]
+
+
+def test_slider_shows_one_frame_and_escapes():
+    page = plotting.slider("heat", {"<cold>": [("<b>", 1.0)], "warm": [("a", 0.25), ("b", 0.75)]}, start=1).data
+    assert page.count("<div data-frame") == 2 and page.count("<div data-frame hidden") == 1
+    assert page.index("<div data-frame hidden") < page.index("&lt;b&gt;")  # the first is the hidden one
+    assert "<b>" not in page and "<cold>" not in page and 'max="1" value="1"' in page
+    assert "<output>warm</output>" in page and "75.0%" in page
+
+
+def test_slider_needs_a_frame():
+    with pytest.raises(ValueError, match="nothing to slide"):
+        plotting.slider("heat", {})
