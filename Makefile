@@ -56,7 +56,7 @@ record: setup    ## reproduce the recorded runs, about two hours (NB=06: of one 
 	for tool in tools/record_$(or $(NB),*).py; do $(RUN) $$tool || exit 1; done
 
 # llms-from-scratch asks for an older numpy than ours and needs none of its dependencies here.
-bench: setup     ## our decoder beside others of its size, as ratios, into benchmarks/results.md (8 minutes)
+bench: setup     ## our decoder beside others of its size, as ratios, into benchmarks/results.md (10 minutes)
 	$(RUN) -m pip install --quiet --editable '.[bench]'
 	$(RUN) -m pip install --quiet --no-deps 'llms-from-scratch==1.0.19'
 	$(RUN) benchmarks/measure.py

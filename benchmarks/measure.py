@@ -13,17 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 
 from lecture_utils import corpus, decoding, models, runtime, transformer
 
 RESULTS = Path(__file__).with_name("results.md")
-PROMPT, NEW, ROUNDS = 32, 64, 4
+PROMPT, NEW, ROUNDS = 32, 64, 3
 
 
-def best(variants: dict[str, Callable], rounds: int = ROUNDS) -> dict[str, float]:
+def best(title: str, variants: dict[str, Callable], rounds: int = ROUNDS) -> dict[str, float]:
     """Return the least seconds of each, after one round that does not count."""
     seconds = {name: [] for name in variants}
-    for i in range(rounds + 1):
+    for i in tqdm(range(rounds + 1), desc=title, leave=False):
         for name, work in variants.items():
             start = time.perf_counter()
             work()
@@ -83,8 +84,8 @@ def training(shape, rows: int = 4, length: int = 256) -> list[dict]:
 
         return work
 
-    seconds = best({name: step(net) for name, net in nets.items()}, rounds=3)
-    return table("forward and backward", seconds, rows * length)
+    title = "forward and backward"
+    return table(title, best(title, {name: step(net) for name, net in nets.items()}, rounds=3), rows * length)
 
 
 FIELDS = ("vocabulary", "width", "feed_forward", "layers", "heads", "kv_heads", "head_width", "tied")
@@ -127,8 +128,8 @@ def writing(model, rows: int, dtype: torch.dtype) -> list[dict]:
 
     rasbt = llms_from_scratch(shape, dtype, cached=True).eval()
     variants["llms-from-scratch"] = lambda: generate_text_simple(rasbt, ids, NEW, context_size=2048)
-    name = str(dtype).removeprefix("torch.")
-    return table(f"writing, {name}, {rows} text{'s' * (rows > 1)}", best(variants), rows * NEW)
+    title = f"writing, {str(dtype).removeprefix('torch.')}, {rows} text{'s' * (rows > 1)}"
+    return table(title, best(title, variants), rows * NEW)
 
 
 def table(title: str, seconds: dict[str, float], tokens: int) -> list[dict]:

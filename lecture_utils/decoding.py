@@ -53,7 +53,8 @@ class Decoder:
     """Token ids (B, T) to the logits of the last position (B, 1, vocabulary), with caches.
 
     Takes the place of ``Llama`` in ``generation.stream``: the same logits in fp32 but for
-    rounding, nearly the same in bf16 or with ``int8``. length: positions there can be.
+    rounding, nearly the same in bf16 or with ``int8`` (whose product is fast with bf16 alone:
+    with fp32 between it is slower than no int8). length: positions there can be.
     """
 
     def __init__(self, model: Llama, dtype: torch.dtype = torch.float32, int8: bool = False, length: int = 2048):
