@@ -74,3 +74,18 @@ def test_use_less_memory_keeps_the_users_choice(monkeypatch):
     monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
     runtime.use_less_memory()
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "32"
+
+
+def test_keep_memory_asks_glibc_alone(monkeypatch):
+    asked = []
+
+    class Library:
+        def __init__(self, name):
+            self.mallopt = lambda *setting: asked.append(setting)
+
+    monkeypatch.setattr(runtime.ctypes, "CDLL", Library)
+    for system, libc in (("Darwin", ""), ("Linux", "musl"), ("Linux", "glibc")):
+        monkeypatch.setattr(runtime.platform, "system", lambda system=system: system)
+        monkeypatch.setattr(runtime.platform, "libc_ver", lambda libc=libc: (libc, ""))
+        runtime.keep_memory()
+    assert asked == [(-3, 1 << 30), (-1, 2**31 - 1)]

@@ -45,8 +45,9 @@ def record(kind: str) -> None:
     """Train and judge each run of a kind that is not in the CSV yet."""
     import torch
 
-    from lecture_utils import corpus, models, training
+    from lecture_utils import corpus, models, runtime, training
 
+    runtime.keep_memory()
     torch.set_num_threads(1)
     tokenizer = models.load_tokenizer(str(FOLDER))
     docs = corpus.load()
