@@ -97,7 +97,7 @@ def test_processes_share_a_batch_without_overlap():
 
 
 PARALLEL = """
-import sys
+import os, sys
 import torch
 from accelerate import Accelerator
 from lecture_utils import training, transformer
@@ -112,7 +112,9 @@ run = training.Run(accelerator.prepare(model), plan, share=who).train(tokens, pr
 losses = accelerator.gather(torch.tensor([run.losses])).mean(0)
 if accelerator.is_main_process:
     torch.save(losses, sys.argv[1])
-    print("processes:", accelerator.num_processes)
+    print("processes:", accelerator.num_processes, flush=True)
+accelerator.wait_for_everyone()
+os._exit(0)  # PyTorch's threads may abort the usual way out
 """
 
 
