@@ -52,7 +52,7 @@ slides: $(VENV)/.installed   ## one self-contained HTML deck a notebook, under b
 links: $(VENV)/.installed    ## rewrite badges, setup cells and citation (REPO=owner/name)
 	$(RUN) tools/links.py $(REPO)
 
-record: setup    ## reproduce the recorded runs, about two hours (NB=06: of one notebook)
+record: setup    ## reproduce the recorded runs, some hours (NB=06: of one notebook)
 	for tool in tools/record_$(or $(NB),*).py; do $(RUN) $$tool || exit 1; done
 
 # llms-from-scratch asks for an older numpy than ours and needs none of its dependencies here.
