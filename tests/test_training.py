@@ -100,6 +100,7 @@ PARALLEL = """
 import os, sys
 import torch
 from accelerate import Accelerator
+from torch.distributed import device_mesh, fsdp
 from lecture_utils import training, transformer
 
 accelerator = Accelerator(cpu=True)
@@ -108,7 +109,14 @@ model = transformer.Llama(transformer.LlamaConfig(30, 16, 32, 2, 4, 2, 4))
 tokens = torch.randint(0, 30, (2_000,), generator=torch.Generator().manual_seed(0))
 plan = training.Plan(steps=12, rows=4, time=16, peak=1e-2)
 who = (accelerator.process_index, accelerator.num_processes)
-run = training.Run(accelerator.prepare(model), plan, share=who).train(tokens, progress=False)
+if sys.argv[2] == "sharded":
+    whole = sum(p.numel() for p in model.parameters())
+    for part in (*model.blocks, model):
+        fsdp.fully_shard(part, mesh=device_mesh.init_device_mesh("cpu", who[1:]))
+    assert sum(p.to_local().numel() for p in model.parameters()) == whole // 2
+else:
+    model = accelerator.prepare(model)
+run = training.Run(model, plan, share=who).train(tokens, progress=False)
 losses = accelerator.gather(torch.tensor([run.losses])).mean(0)
 if accelerator.is_main_process:
     torch.save(losses, sys.argv[1])
@@ -119,12 +127,13 @@ os._exit(0)  # PyTorch's threads may abort the usual way out
 
 
 @pytest.mark.slow
-def test_two_processes_are_the_large_batch(tmp_path, monkeypatch):
-    """Data parallel on two CPU processes: the losses of one process with all the rows."""
+@pytest.mark.parametrize("how", ["data parallel", "sharded"])
+def test_two_processes_are_the_large_batch(how, tmp_path, monkeypatch):
+    """Data parallel and sharded on two CPU processes: the losses of one process with all the rows."""
     monkeypatch.setenv("LECTURE_BF16", "0")
     (tmp_path / "parallel.py").write_text(PARALLEL)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
-               str(tmp_path / "parallel.py"), str(tmp_path / "losses.pt")]  # fmt: skip
+               str(tmp_path / "parallel.py"), str(tmp_path / "losses.pt"), how]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "processes: 2" in done.stdout
