@@ -183,3 +183,10 @@ def render(tokenizer, question: str, answer: str | None = None, **template_optio
     if not whole.startswith(prompt):
         raise DataError("This chat template does not continue its own prompt; prompt and answer cannot be told apart.")
     return prompt, whole[len(prompt) :].rstrip()
+
+
+def token_ids(tokenizer, question: str, answer: str, **template_options) -> tuple[list[int], list[int]]:
+    """Return ``render``'s prompt and completion as token ids; one after the other they are the row."""
+    texts = render(tokenizer, question, answer, **template_options)
+    prompt, completion = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
+    return prompt, completion

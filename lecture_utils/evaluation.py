@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 
-from lecture_utils.data import contains_key, render, words
+from lecture_utils.data import contains_key, render, token_ids, words
 
 
 def token_f1(answer: str, reference: str) -> float:
@@ -46,11 +46,8 @@ def answer_loss(model, tokenizer, pairs, batch_size: int = 10, **template_option
     """
     import torch
 
-    pad, rows = tokenizer.pad_token_id, []
-    for pair in pairs:
-        prompt, completion = render(tokenizer, pair["question"], pair["answer"], **template_options)
-        prompt = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        rows.append((prompt, tokenizer(completion, add_special_tokens=False)["input_ids"]))
+    pad = tokenizer.pad_token_id
+    rows = [token_ids(tokenizer, pair["question"], pair["answer"], **template_options) for pair in pairs]
     rows.sort(key=lambda row: len(row[0]) + len(row[1]))
     loss, count = 0.0, 0
     with torch.inference_mode():

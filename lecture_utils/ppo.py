@@ -86,10 +86,7 @@ def answer_features(model, tokenizer, pairs: list[tuple[str, str]], layer: int, 
     """Return the mean hidden state (pairs, width) over each answer's tokens, in ``layer``."""
     from tqdm.auto import tqdm
 
-    made = []
-    for prompt, answer in pairs:
-        before, text = data.render(tokenizer, prompt, answer)
-        made.append([tokenizer(t, add_special_tokens=False)["input_ids"] for t in (before, text)])
+    made = [data.token_ids(tokenizer, prompt, answer) for prompt, answer in pairs]
     order = sorted(range(len(made)), key=lambda i: len(made[i][0]) + len(made[i][1]))
     out: list = [None] * len(made)
     for start in tqdm(range(0, len(order), rows), desc="reading answers", leave=False):
