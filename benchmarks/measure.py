@@ -5,6 +5,7 @@ vocabulary 49,152, tied head). The variants take turns, round by round, and the 
 each counts, so that what else the machine does hits all alike. Writes results.md.
 """
 
+import dataclasses
 import datetime
 import os
 import platform
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM
 
 from lecture_utils import corpus, decoding, models, runtime, transformer
+from lecture_utils.training import autocast
 
 RESULTS = Path(__file__).with_name("results.md")
 PROMPT, NEW, ROUNDS = 32, 64, 3
@@ -64,16 +67,15 @@ def llms_from_scratch(shape, dtype, cached: bool):
 def training(shape, rows: int = 4, length: int = 256) -> list[dict]:
     """Return forward and backward, in mixed precision where this machine has it: tokens per second."""
     ids = torch.randint(shape.vocabulary, (rows, length))
+    dimensions = (getattr(shape, field.name) for field in dataclasses.fields(models.Dimensions))
     nets = {
-        "ours": transformer.Llama(transformer.LlamaConfig(*(getattr(shape, f) for f in FIELDS))),
-        "transformers Llama": from_config(shape, torch.float32),
+        "ours": transformer.Llama(transformer.LlamaConfig(*dimensions)),
+        "transformers Llama": AutoModelForCausalLM.from_config(shape.config(), dtype=torch.float32),
         "x-transformers": x_transformers(shape),
         "llms-from-scratch": llms_from_scratch(shape, torch.float32, cached=False),
     }
 
     def step(net):
-        from lecture_utils.training import autocast
-
         def work():
             with autocast():
                 out = net(ids)
@@ -86,15 +88,6 @@ def training(shape, rows: int = 4, length: int = 256) -> list[dict]:
 
     title = "forward and backward"
     return table(title, best(title, {name: step(net) for name, net in nets.items()}, rounds=3), rows * length)
-
-
-FIELDS = ("vocabulary", "width", "feed_forward", "layers", "heads", "kv_heads", "head_width", "tied")
-
-
-def from_config(shape, dtype):
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_config(shape.config(), dtype=dtype)
 
 
 def writing(model, rows: int, dtype: torch.dtype) -> list[dict]:

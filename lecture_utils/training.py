@@ -98,7 +98,7 @@ class Run:
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
         others = [p for p in self.model.parameters() if p.ndim <= 1]  # gains are not decayed
         if plan.muon:
-            ends = {id(p) for name, p in self.model.named_parameters() if name.startswith(("embedding", "head"))}
+            ends = {id(p) for name, p in self.model.named_parameters() if {"embedding", "head"} & set(name.split("."))}
             others += [p for p in matrices if id(p) in ends]
             matrices = [p for p in matrices if id(p) not in ends]
             first = torch.optim.Muon(

@@ -5,7 +5,6 @@ processor time. Interrupted, each goes on from its last checkpoint under `build/
 The last transformer becomes `lecture-base`, the base model of notebooks 03 and 04.
 """
 
-import dataclasses
 import math
 import multiprocessing
 import sys
@@ -41,6 +40,16 @@ def build(kind: str, sizes: tuple, vocabulary: int):
     return transformer.Llama(config), 2048 // length, length
 
 
+def add(run: str, parameters: int, tokens: int, seconds: int, loss: float, scored: int, docs) -> None:
+    """Write a judged run down; ``scored``: tokens of the held-out text."""
+    from lecture_utils import corpus, training
+
+    bits = training.bits_per_byte(loss, scored, corpus.size(docs.held_out))
+    row = {"run": run, "parameters": parameters, "tokens": tokens, "seconds": seconds}
+    recording.add("01_history", row | {"loss": f"{loss:.3f}", "bits_per_byte": f"{bits:.3f}"})
+    print(f"{run}: {loss:.3f}", flush=True)
+
+
 def record(kind: str) -> None:
     """Train and judge each run of a kind that is not in the CSV yet."""
     import torch
@@ -71,12 +80,8 @@ def record(kind: str) -> None:
         run.train(tokens, each=each, progress=False)
         run.save(checkpoint)
         loss = training.mean_loss(model, held_out, length if kind == "transformer" else 256)
-        recording.add("01_history", {
-            "run": name, "parameters": sum(p.numel() for p in model.parameters()),
-            "tokens": steps * rows * length, "seconds": round(run.seconds), "loss": f"{loss:.3f}",
-            "bits_per_byte": f"{training.bits_per_byte(loss, len(held_out), corpus.size(docs.held_out)):.3f}",
-        })  # fmt: skip
-        print(f"{name}: {loss:.3f}", flush=True)
+        parameters = sum(p.numel() for p in model.parameters())
+        add(name, parameters, steps * rows * length, round(run.seconds), loss, len(held_out), docs)
         if "40" in name:
             for part in range(50):  # the course of the long runs
                 losses = run.losses[part * steps // 50 : (part + 1) * steps // 50]
@@ -86,7 +91,7 @@ def record(kind: str) -> None:
 
 def count() -> None:
     """Judge the n-grams."""
-    from lecture_utils import baselines, corpus, models, training
+    from lecture_utils import baselines, corpus, models
 
     tokenizer = models.load_tokenizer(str(FOLDER))
     docs = corpus.load()
@@ -99,11 +104,8 @@ def count() -> None:
         model = baselines.KneserNey(tokens, n, len(tokenizer))
         seconds = time.process_time() - begun
         loss = -model.log_probabilities(held_out)[1:].mean()
-        recording.add("01_history", {
-            "run": f"{n}-gram", "parameters": sum(len(keys) for keys in model.keys), "tokens": len(tokens),
-            "seconds": math.ceil(seconds), "loss": f"{loss:.3f}",
-            "bits_per_byte": f"{training.bits_per_byte(loss, len(held_out), corpus.size(docs.held_out)):.3f}",
-        })  # fmt: skip
+        parameters = sum(len(keys) for keys in model.keys)
+        add(f"{n}-gram", parameters, len(tokens), math.ceil(seconds), loss, len(held_out), docs)
 
 
 def make_tokenizer() -> None:
@@ -122,7 +124,7 @@ def make_tokenizer() -> None:
 def export() -> None:
     """Write the last transformer as `lecture-base`, in bf16, as transformers reads it."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     from lecture_utils import models, transformer
 
@@ -130,14 +132,10 @@ def export() -> None:
     kind, sizes, *_ = RUNS[BASE]
     model, _, length = build(kind, sizes, len(tokenizer))
     model.load_state_dict(torch.load(WORK / f"{BASE}.pt", weights_only=True)["model"])
-    c = dataclasses.asdict(model.config)
-    config = LlamaConfig(
-        vocab_size=c["vocabulary"], hidden_size=c["width"], intermediate_size=c["feed_forward"],
-        num_hidden_layers=c["layers"], num_attention_heads=c["heads"], num_key_value_heads=c["kv_heads"],
-        head_dim=c["head_width"], tie_word_embeddings=True, rms_norm_eps=c["eps"], rope_theta=c["theta"],
-        max_position_embeddings=length, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, dtype="bfloat16",
-    )  # fmt: skip
+    config = models.card("lecture-base").shape.config()
+    config.rms_norm_eps, config.max_position_embeddings = model.config.eps, length
+    for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(config, token, getattr(tokenizer, token))
     theirs = LlamaForCausalLM(config)
     weights = {transformer.published_name(n): w for n, w in model.state_dict().items()}
     theirs.load_state_dict(weights)
