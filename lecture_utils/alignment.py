@@ -119,4 +119,5 @@ def dpo_loss(chosen, rejected, chosen_reference, rejected_reference, beta: float
 
 def token_log_probabilities(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Return log p of each of the ids (B, T) under logits (B, T, vocabulary) for the same places."""
-    return logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    logits = logits.float()
+    return logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)  # one copy less than log_softmax

@@ -19,17 +19,17 @@ class Plan:
     """How a policy is trained; sizes are those of one round."""
 
     rounds: int = 10
-    prompts: int = 16  # answers written in a round
+    prompts: int = 32  # answers written in a round
     new_tokens: int = 40  # of an answer, at most
-    temperature: float = 0.7  # the policy is the model at this temperature, in writing and in learning
-    epochs: int = 2  # passes over a round's answers
+    temperature: float = 0.8  # the policy is the model at this temperature, in writing and in learning
+    epochs: int = 1  # passes over a round's answers
     rows: int = 4  # answers in a minibatch
-    rate: float = 5e-4
+    rate: float = 1.5e-3  # of the adapter; both rates fall linearly towards 0
     value_rate: float = 5e-3
-    beta: float = 0.05  # of the KL penalty
+    beta: float = 0.03  # of the KL penalty
     clip: float = 0.2
     gamma: float = 1.0
-    lam: float = 0.95
+    lam: float = 1.0  # of GAE: an answer is short, so its reward counts in full for its first token
     seed: int = 0
 
 
@@ -47,6 +47,10 @@ class RewardModel:
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """Return the rewards (B,) of features (B, width): mean 0 and variance 1 over the pairs it was made of."""
         return ((features - self.mean) / self.scale @ self.weight - self.offset) / self.unit
+
+    def win_probability(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """Return the Bradley-Terry probability (B,) that the first is preferred, of features (B, width) each."""
+        return (self.unit * (self(one) - self(other))).sigmoid()
 
 
 def fit_reward(chosen, rejected, layer: int, decay: float = 0.03, margin: torch.Tensor | float = 0.0) -> RewardModel:
@@ -75,15 +79,26 @@ def fit_reward(chosen, rejected, layer: int, decay: float = 0.03, margin: torch.
 
 
 def hidden_states(model, ids, mask, layer: int | None = None):
-    """Return (last hidden state, that of ``layer``) of a causal model, adapter as it is switched."""
-    lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    out = lm.model(input_ids=ids, attention_mask=mask, output_hidden_states=layer is not None, use_cache=False)
-    return out.last_hidden_state, None if layer is None else out.hidden_states[layer].float()
+    """Return (last hidden state, that behind block ``layer``) of a causal model, adapter as it is switched."""
+    lm = (model.get_base_model() if hasattr(model, "get_base_model") else model).model
+    kept: list = []
+    if layer is not None:  # a hook keeps one layer's states; output_hidden_states would keep all
+        watch = lm.layers[layer - 1].register_forward_hook(
+            lambda block, given, out: kept.append(out[0] if isinstance(out, tuple) else out)
+        )
+    try:
+        last = lm(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    finally:
+        if layer is not None:
+            watch.remove()
+    return last, kept[0].float() if kept else None
 
 
 @torch.inference_mode()
-def answer_features(model, tokenizer, pairs: list[tuple[str, str]], layer: int, rows: int = 16) -> torch.Tensor:
-    """Return the mean hidden state (pairs, width) over each answer's tokens, in ``layer``."""
+def answer_features(
+    model, tokenizer, pairs: list[tuple[str, str]], layer: int, last: bool = False, rows: int = 16
+) -> torch.Tensor:
+    """Return the mean hidden state (pairs, width) over each answer's tokens behind block ``layer``, or its last one."""
     from tqdm.auto import tqdm
 
     made = [data.token_ids(tokenizer, prompt, answer) for prompt, answer in pairs]
@@ -100,7 +115,7 @@ def answer_features(model, tokenizer, pairs: list[tuple[str, str]], layer: int, 
         _, hidden = hidden_states(model, ids.to(model.device), seen.to(model.device), layer)
         for row, i in enumerate(chosen):
             begin, end = len(made[i][0]), len(made[i][0]) + len(made[i][1])
-            out[i] = hidden[row, begin:end].mean(0).cpu()
+            out[i] = (hidden[row, end - 1] if last else hidden[row, begin:end].mean(0)).cpu()
     return torch.stack(out)
 
 
@@ -123,6 +138,15 @@ class Answers:
         return ((self.log_p - self.reference) * self.mask).sum(1)
 
 
+@dataclass
+class Survey:
+    """Sampled answers to held-out prompts, and what is known of them: (n,) each."""
+
+    score: torch.Tensor
+    kl: torch.Tensor
+    texts: list[str]
+
+
 class PPO:
     """A training run. model: a PEFT model whose adapter is the policy; ``reward`` may be any
     function of features (B, width) and answers' texts."""
@@ -134,7 +158,8 @@ class PPO:
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
         adapter = [p for p in model.parameters() if p.requires_grad]
-        groups = [{"params": adapter, "lr": plan.rate}, {"params": self.value.parameters(), "lr": plan.value_rate}]
+        groups = ((adapter, plan.rate), (list(self.value.parameters()), plan.value_rate))
+        groups = [{"params": parameters, "lr": rate, "initial_lr": rate} for parameters, rate in groups]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         self.history: list[dict] = []
 
@@ -145,6 +170,10 @@ class PPO:
         logits = self.model.get_base_model().lm_head(last) / self.plan.temperature
         values = self.value(last.detach().float())[..., 0]
         return alignment.token_log_probabilities(logits, ids[:, -count:]), values, hidden
+
+    def _passes(self, ids, seen, count: int, parts: list[slice], layer: int | None = None):
+        made = zip(*(self._pass(ids[part], seen[part], count, layer) for part in parts), strict=True)
+        return [None if several[0] is None else torch.cat(several) for several in made]
 
     @torch.no_grad()
     def write(self, prompts: list[str], seed: int) -> Answers:
@@ -163,9 +192,10 @@ class PPO:
         ended = (ids[:, -count:] == tokenizer.eos_token_id).int()
         mask = (ended.cumsum(1) - ended) == 0  # up to and with the first end of turn
         seen = torch.cat((inputs["attention_mask"], mask.long()), 1)
-        log_p, values, _ = self._pass(ids, seen, count)
+        parts = [slice(i, i + 2 * plan.rows) for i in range(0, len(ids), 2 * plan.rows)]  # for memory's sake
+        log_p, values, _ = self._passes(ids, seen, count, parts)
         with self.model.disable_adapter():
-            reference, _, hidden = self._pass(ids, seen, count, self.layer)
+            reference, _, hidden = self._passes(ids, seen, count, parts, self.layer)
         weights = mask / mask.sum(1, keepdim=True)
         features = (hidden[:, -count:] * weights[..., None]).sum(1)
         written = [
@@ -173,6 +203,15 @@ class PPO:
             for row, m in zip(ids[:, -count:], mask, strict=True)
         ]
         return Answers(ids, seen, mask, log_p, reference, values, self.reward(features, written), written)
+
+    def survey(self, prompts: list[str], seed: int = 0) -> Survey:
+        """Sample an answer to each of many prompts, without learning from them."""
+        from tqdm.auto import tqdm
+
+        starts = tqdm(range(0, len(prompts), 16), desc="surveying", leave=False)
+        parts = [self.write(prompts[i : i + 16], seed=seed + i) for i in starts]
+        score, kl = torch.cat([part.score for part in parts]), torch.cat([part.kl for part in parts])
+        return Survey(score, kl, [text for part in parts for text in part.texts])
 
     def learn(self, answers: Answers) -> dict:
         """Take a round's steps on what was written; return the means of clip share and losses."""
@@ -203,6 +242,8 @@ class PPO:
         for number in tqdm(range(len(self.history), until), desc="PPO", leave=False):
             start = number * self.plan.prompts
             chosen = [prompts[(start + i) % len(prompts)] for i in range(self.plan.prompts)]
+            for group in self.optimizer.param_groups:  # rates fall linearly to (nearly) 0
+                group["lr"] = group["initial_lr"] * (1 - number / self.plan.rounds)
             answers = self.write(chosen, seed=1000 * self.plan.seed + number)
             report = self.learn(answers)
             report |= {"round": number, "reward": answers.score.mean().item(), "KL": answers.kl.mean().item()}

@@ -78,6 +78,26 @@ def test_a_round_makes_rewarded_answers_likelier_and_leaves_the_base_alone(token
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
 
 
+def test_a_survey_covers_every_prompt_and_teaches_nothing(tokenizer):
+    run = ppo.PPO(policy(tokenizer), tokenizer, common, 2, ppo.Plan(new_tokens=4))
+    before = [p.clone() for p in run.model.parameters()]
+    prompts = PROMPTS * 5  # 20: more than one batch
+    found = run.survey(prompts, seed=3)
+    assert len(found.texts) == len(found.score) == len(found.kl) == 20 and not run.history
+    assert found.score.tolist() == [text.count("e") for text in found.texts]
+    assert found.texts == run.survey(prompts, seed=3).texts != run.survey(prompts, seed=4).texts
+    assert all(torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
+
+
+def test_rates_fall_from_round_to_round(tokenizer):
+    run = ppo.PPO(policy(tokenizer), tokenizer, common, 2, ppo.Plan(rounds=4, prompts=4, new_tokens=3, rate=1e-3))
+    seen = []
+    write = run.write
+    run.write = lambda *given, **more: seen.append(run.optimizer.param_groups[0]["lr"]) or write(*given, **more)
+    run.train(PROMPTS)
+    assert seen == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
 def test_training_counts_on_from_the_round_it_has_reached(tokenizer):
     run = ppo.PPO(policy(tokenizer), tokenizer, common, 2, ppo.Plan(rounds=3, prompts=4, new_tokens=4))
     run.train(PROMPTS, until=1).train(PROMPTS)
@@ -95,6 +115,10 @@ def test_fit_reward_separates_what_can_be_separated():
     assert (model(chosen[150:]) > model(rejected[150:])).float().mean() > 0.8
     both = model(torch.cat((chosen[:150], rejected[:150])))
     assert both.mean().abs() < 1e-4 and both.std().item() == pytest.approx(1, abs=1e-3)
+    sure = model.win_probability(chosen[150:], rejected[150:])
+    assert torch.equal(sure > 0.5, model(chosen[150:]) > model(rejected[150:]))
+    apart = (chosen - rejected)[150:] / model.scale
+    assert torch.allclose(sure, (apart @ model.weight).sigmoid(), atol=1e-4)  # the unit is taken out again
     strict = ppo.fit_reward(chosen[:150], rejected[:150], layer=3, margin=2.0)
     assert strict.weight.norm() > model.weight.norm()  # a margin asks for rewards farther apart
     with pytest.raises(ValueError, match="0 chosen"):
