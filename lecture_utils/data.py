@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ASSETS = Path(__file__).parent / "assets"
-QA_SPLITS = ("train", "test", "untrained", "unanswerable")
+QA_SPLITS = ("train", "test", "untrained", "unanswerable", "unanswerable_dev")
 
 
 class DataError(ValueError):
@@ -107,11 +107,17 @@ def preferences(split: str) -> list[dict]:
 
 def lecture_qa():
     """Return the question/answer data as a ``datasets.DatasetDict`` with the splits
-    ``train`` (1,260), ``test`` (140), ``untrained`` (20) and ``unanswerable`` (60)."""
+    ``train`` (1,260), ``test`` (140), ``untrained`` (20), ``unanswerable`` (60), and
+    ``unanswerable_dev`` (120), to choose a threshold on."""
     from datasets import Dataset, DatasetDict
 
     folder = ASSETS / "lecture_qa"
     return DatasetDict({split: Dataset.from_list(read_jsonl(folder / f"{split}.jsonl")) for split in QA_SPLITS})
+
+
+def exact_terms() -> list[dict]:
+    """Return 60 queries that turn on one rare term: id, query, term, and its evidence (notebook, heading)."""
+    return read_jsonl(ASSETS / "lecture_qa" / "exact_terms.jsonl")
 
 
 def own_pairs(path: Path | str):

@@ -65,7 +65,8 @@ class Packaged:
     """Weights that come with this package, in a folder under ``assets``."""
 
     folder: str
-    sha256: str  # of model.safetensors
+    sha256: str  # of the weights
+    weights: str = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -285,7 +286,7 @@ def fetch(name: str, progress: bool = True) -> Path:
 def _packaged(source: Packaged) -> Path:
     """Return the checked folder of a model that comes with this package."""
     folder = Path(__file__).parent / "assets" / source.folder
-    weights = folder / "model.safetensors"
+    weights = folder / source.weights
     found = sha256(weights) if weights.exists() else "no such file"
     if found != source.sha256:
         raise ChecksumError(

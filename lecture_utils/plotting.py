@@ -39,13 +39,16 @@ def show_figure(fig, alt: str) -> None:
     alt: what the figure shows, in one or two sentences. Raises ValueError if it is empty.
     """
     import matplotlib.pyplot as plt
+    import PIL.Image  # matplotlib's own dependency
     from IPython.display import Image, display
 
     if not alt.strip():
         raise ValueError("alt is empty: say in a sentence what the figure shows.")
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=110, facecolor="white")
+    drawn, buffer = io.BytesIO(), io.BytesIO()
+    fig.savefig(drawn, format="png", dpi=110, facecolor="white")
     plt.close(fig)
+    # 256 colours of the figure's own: a third of the file, and no difference to be seen
+    PIL.Image.open(drawn).convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE).save(buffer, "png", optimize=True)
     display(Image(buffer.getvalue(), alt=alt), metadata={"image/png": {"alt": alt}})
 
 

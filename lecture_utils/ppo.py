@@ -22,11 +22,11 @@ class Plan:
     prompts: int = 32  # answers written in a round
     new_tokens: int = 40  # of an answer, at most
     temperature: float = 0.8  # the policy is the model at this temperature, in writing and in learning
-    epochs: int = 1  # passes over a round's answers
+    epochs: int = 2  # passes over a round's answers
     rows: int = 4  # answers in a minibatch
     rate: float = 1.5e-3  # of the adapter; both rates fall linearly towards 0
     value_rate: float = 5e-3
-    beta: float = 0.03  # of the KL penalty
+    beta: float = 0.05  # of the KL penalty
     clip: float = 0.2
     gamma: float = 1.0
     lam: float = 1.0  # of GAE: an answer is short, so its reward counts in full for its first token
@@ -116,6 +116,7 @@ def answer_features(
         for row, i in enumerate(chosen):
             begin, end = len(made[i][0]), len(made[i][0]) + len(made[i][1])
             out[i] = (hidden[row, end - 1] if last else hidden[row, begin:end].mean(0)).cpu()
+    runtime.trim_memory()
     return torch.stack(out)
 
 
@@ -192,7 +193,7 @@ class PPO:
         ended = (ids[:, -count:] == tokenizer.eos_token_id).int()
         mask = (ended.cumsum(1) - ended) == 0  # up to and with the first end of turn
         seen = torch.cat((inputs["attention_mask"], mask.long()), 1)
-        parts = [slice(i, i + 2 * plan.rows) for i in range(0, len(ids), 2 * plan.rows)]  # for memory's sake
+        parts = [slice(i, i + plan.rows) for i in range(0, len(ids), plan.rows)]  # for memory's sake
         log_p, values, _ = self._passes(ids, seen, count, parts)
         with self.model.disable_adapter():
             reference, _, hidden = self._passes(ids, seen, count, parts, self.layer)

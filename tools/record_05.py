@@ -1,4 +1,4 @@
-"""Reproduce the recorded runs of notebook 05: `make record NB=05`, about 45 minutes on two cores.
+"""Reproduce the recorded runs of notebook 05: `make record NB=05`, about an hour on two cores.
 
 All start from the model with three manners, made once and kept in build/record_05. Each run is
 a process of its own, so that its peak memory is its own. Interrupted, it goes on with the next
@@ -20,8 +20,9 @@ LAYER = 20
 FOLDER = Path(__file__).resolve().parent.parent / "build" / "record_05"
 PLANS = {  # run -> what differs from the notebook's plan
     "seed 0": {}, "seed 1": {"seed": 1}, "seed 2": {"seed": 2},
-    "no KL": {"beta": 0.0, "rate": 3e-3, "rounds": 25}, "reward: words": {},
-    "second round": {},
+    "no KL": {"beta": 0.0}, "KL, in haste": {"rate": 3e-3, "rounds": 25},
+    "no KL, in haste": {"beta": 0.0, "rate": 3e-3, "rounds": 25},
+    "reward: words": {}, "second round": {},
 }  # fmt: skip
 
 
