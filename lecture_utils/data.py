@@ -120,6 +120,24 @@ def exact_terms() -> list[dict]:
     return read_jsonl(ASSETS / "lecture_qa" / "exact_terms.jsonl")
 
 
+def reviews(split: str) -> list[dict]:
+    """Return the reviews of ``pool`` (60), ``dev`` (80) or ``test`` (160): id, text, label, about, hard.
+    Raises DataError for another split."""
+    return _prompting("reviews", split)
+
+
+def notices(split: str) -> list[dict]:
+    """Return the notices of ``pool`` (20), ``dev`` (30) or ``test`` (70): id, text, event, place, day, time,
+    price. Raises DataError for another split."""
+    return _prompting("notices", split)
+
+
+def _prompting(name: str, split: str) -> list[dict]:
+    if split not in ("pool", "dev", "test"):
+        raise DataError(f"There is no split {split!r}: choose 'pool', 'dev' or 'test'.")
+    return [row for row in read_jsonl(ASSETS / "prompting" / f"{name}.jsonl") if row["split"] == split]
+
+
 def own_pairs(path: Path | str):
     """Return your own question/answer pairs as a ``datasets.Dataset``.
 
@@ -167,13 +185,14 @@ def contains_key(text: str, key: str) -> bool:
     return re.search(whole, _normal(text)) is not None
 
 
-def chat(question: str, answer: str | None = None) -> list[dict]:
-    """Return a pair as chat messages (only the user's when there is no answer)."""
-    messages = [{"role": "user", "content": question}]
+def chat(question: str | list[dict], answer: str | None = None) -> list[dict]:
+    """Return a pair as chat messages (only the user's when there is no answer). ``question`` may also be
+    a conversation of its own: a list of messages that ends with the user's."""
+    messages = [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
     return messages + ([{"role": "assistant", "content": answer}] if answer is not None else [])
 
 
-def render(tokenizer, question: str, answer: str | None = None, **template_options) -> tuple[str, str]:
+def render(tokenizer, question: str | list[dict], answer: str | None = None, **template_options) -> tuple[str, str]:
     """Return ``(prompt, completion)`` as the model's chat template writes them.
 
     The completion ends with the end-of-turn token (nothing after it is to be learnt); it is

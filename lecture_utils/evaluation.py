@@ -34,6 +34,19 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, (middle - half) / (1 + z2 / total)), min(1.0, (middle + half) / (1 + z2 / total))
 
 
+def difference(a, b, draws: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
+    """Return (mean of a - b, low, high): a paired bootstrap's 95 % interval over the items (n,) that both
+    judged. Raises ValueError for no items or unequal numbers of them."""
+    import torch
+
+    if len(a) != len(b) or not len(a):
+        raise ValueError(f"{len(a)} and {len(b)} results: both need the same items, at least one.")
+    gap = torch.tensor([float(x) - float(y) for x, y in zip(a, b, strict=True)])
+    drawn = gap[torch.randint(len(gap), (draws, len(gap)), generator=torch.Generator().manual_seed(seed))].mean(1)
+    low, high = drawn.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return gap.mean().item(), low, high
+
+
 def _batches(rows: list, size: int):
     return (rows[i : i + size] for i in range(0, len(rows), size))
 
@@ -78,8 +91,12 @@ def completion_loss(model, ids, attention_mask, labels):
     return loss, int((target != -100).sum())
 
 
-def generate_answers(model, tokenizer, questions, max_new_tokens: int = 32, batch_size: int = 35, **template_options):
-    """Return the model's greedy answers to ``questions``, in their order.
+def generate_answers(
+    model, tokenizer, questions, max_new_tokens: int = 32, batch_size: int = 35, temperature: float = 0.0,
+    **template_options,
+):  # fmt: skip
+    """Return the model's answers to ``questions`` (texts or conversations), in their order: greedy, or
+    sampled at a temperature above 0.
 
     Batched generation pads on the left, so that every prompt ends where its answer starts.
     """
@@ -94,9 +111,8 @@ def generate_answers(model, tokenizer, questions, max_new_tokens: int = 32, batc
             add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt",
         ).to(model.device)  # fmt: skip
         with torch.inference_mode():
-            out = model.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
-            )
+            how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+            out = model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **how)
         new = out[:, inputs["input_ids"].shape[1] :]
         for i, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
             answers[i] = text.strip()

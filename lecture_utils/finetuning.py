@@ -77,7 +77,9 @@ RECIPES = {
     for recipe in (
         Recipe(name="laptop", batch_size=8, learning_rate=4e-3, epochs=2.0, first_layer=15),
         Recipe(name="laptop-all", batch_size=8, learning_rate=4e-3, epochs=3.0),
-        Recipe(name="manners", quantization=None, batch_size=4, accumulation=2, first_layer=15),  # 05's badly brought-up start
+        Recipe(
+            name="manners", quantization=None, batch_size=4, accumulation=2, first_layer=15
+        ),  # 05's badly brought-up start
         _LECTURE,
         dataclasses.replace(_LECTURE, name="laptop-2023", model=models.LAPTOP_MODEL, checkpointing=False),
         _GPU,

@@ -31,6 +31,7 @@ def shared(a: str, b: str) -> float:
 def test_sizes(qa):
     assert {split: len(rows) for split, rows in qa.items()} == {
         "train": 1260, "test": 140, "untrained": 20, "unanswerable": 60,
+        "unanswerable_dev": 120,
     }  # fmt: skip
 
 
@@ -110,9 +111,46 @@ def test_every_fact_has_a_statement_and_a_source(answerable):
 
 
 def test_unanswerable_questions_differ_from_all_others(qa, answerable):
-    for row in qa["unanswerable"]:
+    for row in qa["unanswerable"] + qa["unanswerable_dev"]:
         assert row["kind"] in {"missing-detail", "invented", "other-subject", "false-premise"}
         assert max(shared(row["question"], other["question"]) for other in answerable) < 0.8
+
+
+def test_the_two_sets_of_unanswerable_questions_do_not_overlap(qa):
+    kinds = [Counter(row["kind"] for row in qa[split]) for split in ("unanswerable", "unanswerable_dev")]
+    assert {kind: 2 * n for kind, n in kinds[0].items()} == kinds[1]
+    for row in qa["unanswerable_dev"]:
+        assert max(shared(row["question"], other["question"]) for other in qa["unanswerable"]) < 0.75
+
+
+def test_exact_terms_stand_in_their_query(qa):
+    rows, asked = data.exact_terms(), {row["question"].lower() for row in qa["train"] + qa["test"]}
+    assert len(rows) == len({row["id"] for row in rows}) == len({row["query"] for row in rows}) == 60
+    for row in rows:
+        assert row["term"].lower() in row["query"].lower() and row["query"].lower() not in asked
+        assert row["heading"] in data.outline()[row["notebook"]]["headings"]
+
+
+def test_reviews_are_balanced_and_do_not_give_their_label_away():
+    rows = {split: data.reviews(split) for split in ("pool", "dev", "test")}
+    assert {split: len(its) for split, its in rows.items()} == {"pool": 60, "dev": 80, "test": 160}
+    for its in rows.values():
+        assert len(set(Counter((r["label"], r["about"]) for r in its).values())) == 1
+    everything = [row for its in rows.values() for row in its]
+    assert len({row["text"] for row in everything}) == 300 and sum(row["hard"] for row in everything) == 100
+    for row in everything:
+        assert 8 <= len(row["text"].split()) <= 25 and not re.search("positive|negative", row["text"].lower())
+
+
+def test_fields_of_notices_stand_in_their_text():
+    rows = {split: data.notices(split) for split in ("pool", "dev", "test")}
+    assert {split: len(its) for split, its in rows.items()} == {"pool": 20, "dev": 30, "test": 70}
+    for row in (row for its in rows.values() for row in its):
+        assert row["event"] in row["text"] and row["place"] in row["text"] and row["day"] in row["text"]
+        assert re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", row["time"]) and isinstance(row["price"], int)
+        assert row["price"] == 0 or re.search("euro|€|EUR", row["text"]), row
+    with pytest.raises(data.DataError, match="choose 'pool'"):
+        data.notices("train")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import lecture
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,19 @@ def test_success_has_no_problem(tmp_path):
     path = tmp_path / "02_fine.ipynb"
     nbformat.write(new_notebook(cells=[new_code_cell("1 + 1")]), path)
     assert lecture.execute(path, "[1/1]")[2] is None
+
+
+def test_clean_drops_what_needs_a_kernel_and_keeps_the_rest():
+    """A progress bar or a button leaves no text of itself in a committed notebook; what was printed stays."""
+    cell = new_code_cell("print('kept')")
+    bar = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "  0%|  | 0/24"}
+    cell.outputs = [
+        new_output("display_data", bar),
+        new_output("stream", name="stdout", text="kept\n"),
+        new_output("stream", name="stderr", text=" 50%|###   | 1/2"),
+        new_output("display_data", {"text/plain": "a figure"}),
+    ]
+    notebook = new_notebook(cells=[cell], metadata={"widgets": {}})
+    lecture.clean(notebook)
+    assert [o.get("text") or o.data["text/plain"] for o in cell.outputs] == ["kept\n", "a figure"]
+    assert "widgets" not in notebook.metadata

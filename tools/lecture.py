@@ -82,9 +82,8 @@ def clean(notebook) -> None:
                 output.text = "".join(line.rsplit("\r", 1)[-1] for line in output.text.splitlines(keepends=True))
                 if not output.text.strip() or ("|" in output.text and "%" in output.text):
                     continue  # a text progress bar: of interest while it runs
-            if output.output_type in ("display_data", "execute_result"):
-                if "application/vnd.jupyter.widget-view+json" in output.data:
-                    continue  # a progress bar, or buttons: nothing to see without a kernel
+            if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+                continue  # a progress bar, or buttons: nothing to see without a kernel
             if kept and output.output_type == kept[-1].output_type == "stream" and output.name == kept[-1].name:
                 kept[-1].text += output.text
             else:

@@ -43,16 +43,27 @@ def badges(stem: str) -> str:
     )
 
 
+def extras_of(packages: tuple[str, ...]) -> list[str]:
+    """Return the extras of pyproject.toml that a notebook with these packages needs on Colab."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = {
+        extra: {re.match(r"[\w-]+", requirement).group() for requirement in settings["optional-dependencies"][extra]}
+        for extra in ("retrieve",)
+    }
+    return ["finetune"] + [extra for extra, its in named.items() if its & set(packages)]
+
+
 def setup_cell(packages: tuple[str, ...]) -> str:
     """Return the source of a notebook's setup cell; ``packages`` are those whose versions it prints."""
     slug, branch = project()
+    extras = ",".join(extras_of(packages))
     named = ", ".join(f'"{p}"' for p in packages)
     if len(f"SCALE = runtime.setup({named})") > 88:  # as ruff would wrap it: notebooks/ruff.toml
         named = f"\n    {named}\n"
     return (
         "import sys\n\n"
         'if "google.colab" in sys.modules:\n'
-        f'    %pip install -q "lecture-utils[finetune] @ git+https://github.com/{slug}@{branch}"\n'
+        f'    %pip install -q "lecture-utils[{extras}] @ git+https://github.com/{slug}@{branch}"\n'
         "from lecture_utils import runtime\n\n"
         f"SCALE = runtime.setup({named})"
     )

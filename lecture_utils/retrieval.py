@@ -1,0 +1,316 @@
+"""Retrieval: from a question to the passages that answer it.
+
+Words (BM25), vectors (MiniLM's mean-pooled sentence embeddings), their fusion, reranking by
+query likelihood, a vector database on disk, and what an answer owes to its passages. Notebook 09
+builds each by hand.
+"""
+
+import math
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from lecture_utils import data
+from lecture_utils.chunking import Chunk
+
+_STOP_WORDS = """a about an and are as at be been but by can could did do does for from had has have he how i if in
+into is it its me my no not of on or our she should so some such tell than that the their them then there these they
+this those to us was we were what when where which who whom whose why will with would you your"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
+
+
+# Search -------------------------------------------------------------------------------------
+
+
+def terms(text: str) -> list[str]:
+    """Return the words of a text that search goes by: lower case, no stop words, no plural s."""
+    kept = [word for word in data.words(text) if word not in STOP_WORDS]
+    return [word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in kept]
+
+
+class BM25:
+    """Lexical search (Robertson, Zaragoza 2009; the weights that Lucene takes)."""
+
+    def __init__(self, texts: Sequence[str], k1: float = 1.5, b: float = 0.75):
+        import numpy as np
+
+        counts = [Counter(terms(text)) for text in texts]
+        lengths = np.array([sum(count.values()) for count in counts], dtype=float)
+        self.size = len(counts)
+        holders: dict[str, list[int]] = {}
+        for i, count in enumerate(counts):
+            for term in count:
+                holders.setdefault(term, []).append(i)
+        relative = 1 - b + b * lengths / max(lengths.mean(), 1e-9) if self.size else lengths
+        self.idf = {t: math.log(1 + (self.size - len(at) + 0.5) / (len(at) + 0.5)) for t, at in holders.items()}
+        self.postings = {}  # term -> (texts that hold it, what it adds to their scores)
+        for term, at in holders.items():
+            times = np.array([counts[i][term] for i in at], dtype=float)
+            self.postings[term] = (np.array(at), self.idf[term] * times / (times + k1 * relative[at]))
+
+    def scores(self, query: str):
+        """Return the score of each text (texts,), 0 where no term is shared."""
+        import numpy as np
+
+        scores = np.zeros(self.size)
+        for term in terms(query):
+            if term in self.postings:
+                at, add = self.postings[term]
+                scores[at] += add
+        return scores
+
+
+class Embedder:
+    """Sentence embeddings: MiniLM's last hidden states, averaged over the tokens, at length 1."""
+
+    LONGEST = 256  # tokens that the model was made for
+
+    def __init__(self, device: str = "cpu"):
+        from transformers import AutoModel, AutoTokenizer
+
+        from lecture_utils import models
+
+        folder = models.fetch(models.EMBEDDING_MODEL)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModel.from_pretrained(folder).eval().to(device)
+
+    def __call__(self, texts: Sequence[str], rows: int = 32):
+        """Return the embeddings (texts, 384) as a float32 tensor on the CPU."""
+        import torch
+        from tqdm.auto import tqdm
+
+        out = torch.zeros(len(texts), self.model.config.hidden_size)
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        starts = range(0, len(order), rows)
+        for start in tqdm(starts, desc="embedding", leave=False, disable=len(starts) < 5):
+            chosen = order[start : start + rows]
+            inputs = self.tokenizer(
+                [texts[i] for i in chosen], padding=True, truncation=True, max_length=self.LONGEST, return_tensors="pt"
+            ).to(self.model.device)
+            with torch.inference_mode():
+                hidden = self.model(**inputs).last_hidden_state
+            out[chosen] = mean_pool(hidden, inputs["attention_mask"]).cpu()
+        return out
+
+
+def mean_pool(hidden, mask):
+    """Return the mean of hidden states (B, T, width) over the tokens that ``mask`` (B, T) keeps, at length 1."""
+    import torch
+
+    summed = (hidden * mask[..., None]).sum(1)
+    return torch.nn.functional.normalize(summed / mask.sum(1, keepdim=True).clamp(min=1), dim=-1)
+
+
+def ranking(scores, k: int | None = None) -> list[int]:
+    """Return positions by falling score, the first ``k`` of them; equal scores keep their order."""
+    order = sorted(range(len(scores)), key=lambda i: -float(scores[i]))
+    return order[:k]
+
+
+def fuse(rankings: Sequence[Sequence[int]], k: int = 60) -> list[int]:
+    """Return the reciprocal rank fusion of rankings, best first: each gives 1 / (k + rank), rank from 1,
+    to what it lists (Cormack, Clarke, Büttcher 2009). Raises ValueError for no rankings."""
+    if not rankings:
+        raise ValueError("rankings is empty: there is nothing to fuse.")
+    points: dict[int, float] = {}
+    for listed in rankings:
+        for rank, item in enumerate(listed, 1):
+            points[item] = points.get(item, 0.0) + 1 / (k + rank)
+    return sorted(points, key=lambda item: -points[item])
+
+
+def query_log_likelihood(model, tokenizer, question: str, texts: Sequence[str]):
+    """Return log p(question | text), nats a token (texts,): a chat model as a reranker (Sachan et al. 2022)."""
+    import torch
+
+    from lecture_utils.alignment import token_log_probabilities
+
+    out = []
+    for text in texts:
+        asked = f"Passage: {text}\n\nWrite a question that this passage answers."
+        prompt, ids = data.token_ids(tokenizer, asked, question)
+        both = torch.tensor([prompt + ids], device=model.device)
+        with torch.inference_mode():
+            logits = model(input_ids=both, logits_to_keep=len(ids) + 1).logits[:, :-1]
+        out.append(token_log_probabilities(logits, both[:, len(prompt) :]).mean().item())
+    return torch.tensor(out)
+
+
+def relevant(chunks: Sequence[Chunk], notebook: str, heading: str, key: str) -> set[int]:
+    """Return the positions of the chunks of a section that hold ``key``, whatever its case."""
+    key = key.lower()
+    return {
+        i
+        for i, piece in enumerate(chunks)
+        if (piece.notebook, piece.heading) == (notebook, heading) and key in piece.titled.lower()
+    }
+
+
+def recall_at(ranked: Sequence[int], relevant: set[int], k: int) -> float:
+    """Return 1.0 if one of the first ``k`` is relevant, else 0.0. Raises ValueError if none is relevant."""
+    if not relevant:
+        raise ValueError("relevant is empty: nothing could be found.")
+    return float(any(item in relevant for item in ranked[:k]))
+
+
+def reciprocal_rank(ranked: Sequence[int], relevant: set[int]) -> float:
+    """Return 1 / rank of the first relevant one, 0.0 if there is none."""
+    return next((1 / rank for rank, item in enumerate(ranked, 1) if item in relevant), 0.0)
+
+
+class Index:
+    """Chunks, ready to be searched by words, by meaning, or by both."""
+
+    def __init__(self, chunks: Sequence[Chunk], embed: Embedder | None = None):
+        self.chunks, self.texts = list(chunks), [piece.titled for piece in chunks]
+        self.lexical, self.embed = BM25(self.texts), embed or Embedder()
+        self.matrix = self.embed(self.texts)
+        self.terms = [set(terms(text)) for text in self.texts]
+
+    def rankings(self, questions: Sequence[str], k: int = 50) -> dict[str, list[list[int]]]:
+        """Return the first ``k`` positions for each question: by ``words``, by ``meaning``, and ``both`` fused."""
+        meaning = [ranking(row, k) for row in (self.embed(questions) @ self.matrix.T).tolist()]
+        words = [ranking(self.lexical.scores(question), k) for question in questions]
+        return {"words": words, "meaning": meaning, "both": [fuse(p)[:k] for p in zip(words, meaning, strict=True)]}
+
+    def search(self, question: str, k: int = 3) -> list[int]:
+        """Return the positions of the ``k`` best chunks, words and meaning fused."""
+        return self.rankings([question])["both"][0][:k]
+
+    def signs(self, questions: Sequence[str]):
+        """Return what speaks for an answer's being here (questions, 3): the best cosine, the best BM25
+        score, and how much of the question, weighted by idf, stands in one of the three best chunks."""
+        import torch
+
+        cosines, most = self.embed(questions) @ self.matrix.T, max(self.lexical.idf.values(), default=1.0)
+        rows = []
+        for question, cosine, found in zip(questions, cosines, self.rankings(questions)["both"], strict=True):
+            weights = {term: self.lexical.idf.get(term, most) for term in terms(question)}
+            covered = [sum(w for t, w in weights.items() if t in self.terms[i]) for i in found[:3]]
+            share = max(covered, default=0.0) / (sum(weights.values()) or 1.0)
+            rows.append([cosine.max().item(), float(self.lexical.scores(question).max()), share])
+        return torch.tensor(rows)
+
+
+# Approximate search -------------------------------------------------------------------------
+
+
+def clumped_vectors(around, count: int, seed: int = 0, noise: float = 0.06):
+    """Return ``count`` vectors of length 1 as a float32 array: each is a row of ``around`` (n, width),
+    drawn at random and shaken, so that they lie in clumps, as real texts do."""
+    import torch
+
+    chance = torch.Generator().manual_seed(seed)
+    picked = around[torch.randint(len(around), (count,), generator=chance)]
+    shaken = picked + noise * torch.randn(picked.shape, generator=chance)
+    return torch.nn.functional.normalize(shaken, dim=1).numpy()
+
+
+def vector_index(kind: str, vectors):
+    """Return a FAISS index of unit vectors (n, width) for inner products: ``flat`` (exact), ``IVF`` (4 √n
+    clusters) or ``HNSW`` (16 links a vector). Raises ValueError for another kind."""
+    import faiss
+
+    count, width = vectors.shape
+    if kind == "flat":
+        index = faiss.IndexFlatIP(width)
+    elif kind == "IVF":
+        clusters = max(1, int(4 * count**0.5))
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, clusters, faiss.METRIC_INNER_PRODUCT)
+        index.train(vectors[: 40 * clusters])
+    elif kind == "HNSW":
+        index = faiss.IndexHNSWFlat(width, 16, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = 60
+    else:
+        raise ValueError(f"kind={kind!r}: choose 'flat', 'IVF' or 'HNSW'.")
+    index.add(vectors)
+    return index
+
+
+# A vector database --------------------------------------------------------------------------
+
+COLLECTION = "lecture"
+
+
+def open_database(where: Path | str = ":memory:"):
+    """Return a Qdrant client: in memory, on disk in the folder ``where`` (one process at a time), or of
+    the server at ``where`` if it is an address (http…). The calls are the same."""
+    from qdrant_client import QdrantClient
+
+    where = str(where)
+    if where.startswith(("http://", "https://")):
+        return QdrantClient(url=where)
+    return QdrantClient(":memory:") if where == ":memory:" else QdrantClient(path=where)
+
+
+def point_id(chunk_id: str) -> str:
+    """Return the id under which the database keeps a chunk: the same chunk has always the same."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, chunk_id))
+
+
+def store(client, chunks: Sequence[Chunk], vectors) -> None:
+    """Put chunks with their vectors (chunks, width) into the database; those it has already are replaced."""
+    from qdrant_client import models as q
+
+    if len(chunks) != len(vectors):
+        raise ValueError(f"{len(chunks)} chunks and {len(vectors)} vectors: one of each is needed.")
+    if not client.collection_exists(COLLECTION):
+        width = q.VectorParams(size=vectors.shape[1], distance=q.Distance.COSINE)
+        client.create_collection(COLLECTION, vectors_config=width)
+    client.upsert(
+        COLLECTION,
+        [
+            q.PointStruct(id=point_id(piece.id), vector=vector.tolist(), payload=asdict(piece))
+            for piece, vector in zip(chunks, vectors, strict=True)
+        ],
+    )
+
+
+def lookup(client, vector, k: int = 5, notebook: str | None = None) -> list[tuple[Chunk, float]]:
+    """Return the ``k`` nearest chunks and their cosines; with ``notebook``, only of that one."""
+    from qdrant_client import models as q
+
+    only = notebook and q.Filter(must=[q.FieldCondition(key="notebook", match=q.MatchValue(value=notebook))])
+    found = client.query_points(COLLECTION, query=vector.tolist(), limit=k, query_filter=only, with_payload=True)
+    return [(Chunk(**point.payload), point.score) for point in found.points]
+
+
+# Answering ----------------------------------------------------------------------------------
+
+
+def prompt(question: str, chunks: Sequence[Chunk]) -> str:
+    """Return what a chat model is asked: the passages, then the question."""
+    passages = "\n\n".join(piece.titled for piece in chunks)
+    return f"{passages}\n\nUsing only the text above, answer in one short sentence: {question}"
+
+
+def support(answer: str, question: str, text: str, idf: dict[str, float]) -> float:
+    """Return how much of what an answer says beyond its question stands in ``text``: the share of its
+    terms, weighted by ``idf`` (``BM25.idf``; a term that no document has weighs most), 0 to 1. An answer
+    that adds nothing to its question has 0: there is nothing to support."""
+    most = max(idf.values(), default=1.0)
+    there = set(terms(text))
+    new = set(terms(answer)) - set(terms(question))
+    total = sum(idf.get(term, most) for term in new)
+    return sum(idf.get(term, most) for term in new & there) / total if total else 0.0
+
+
+def attribute(answer: str, question: str, chunks: Sequence[Chunk], idf: dict[str, float]) -> tuple[int, float]:
+    """Return (position of the chunk that supports the answer best, its support); the first of equals.
+    Raises ValueError without chunks."""
+    if not chunks:
+        raise ValueError("chunks is empty: there is no source to name.")
+    found = [support(answer, question, piece.titled, idf) for piece in chunks]
+    best = max(range(len(found)), key=found.__getitem__)
+    return best, found[best]
+
+
+def taught_facts() -> set[str]:
+    """Return the facts on which ``lecture-reader`` was taught to read: one half of them."""
+    import random
+
+    facts = sorted({row["fact"] for row in data.lecture_qa()["train"]})
+    random.Random(0).shuffle(facts)
+    return set(facts[: len(facts) // 2])

@@ -1,0 +1,233 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lecture_utils import chunking, data, retrieval
+from lecture_utils.chunking import Chunk, Section
+
+
+def section(text):
+    return Section("01_introduction", "here", "A title", text)
+
+
+def notebook(tmp_path, *cells):
+    kinds = [{"cell_type": kind, "source": text, "metadata": {"slideshow": {"slide_type": slide}}}
+             for kind, text, slide in cells]  # fmt: skip
+    path = tmp_path / "01_made_up.ipynb"
+    path.write_text(json.dumps({"cells": kinds}))
+    return path
+
+
+# Text -----------------------------------------------------------------------------------------
+
+
+def test_plain_keeps_formulas_and_code_and_drops_marks():
+    text = '<a id="x"></a>\n\n**Bold**, *leaning*, [a link](there.ipynb), `a*b*c`, $\\pi^*(y) * \\pi^*(x)$ and 2 * 3.'
+    assert chunking.plain(text) == "Bold, leaning, a link, `a*b*c`, $\\pi^*(y) * \\pi^*(x)$ and 2 * 3."
+    assert chunking.plain("[![badge](a.svg)](b)\n\n> quoted\n\n\n\n## Title") == "quoted\n\nTitle"
+
+
+def test_sections_leave_out_notes_code_exercises_and_what_stands_before_the_first_heading(tmp_path):
+    path = notebook(
+        tmp_path,
+        ("markdown", "# The notebook", "slide"),
+        ("markdown", '<a id="one"></a>\n\n## First things\n\nThe first.', "slide"),
+        ("code", "x = 1", "-"),
+        ("markdown", "For the lecturer.", "notes"),
+        ("markdown", "More of the first.", "fragment"),
+        ("markdown", '<a id="exercises"></a>\n\n## Exercises\n\nDo this.', "slide"),
+        ("markdown", '<a id="two"></a>\n\n## Second things\n\nThe second.', "slide"),
+    )
+    assert chunking.sections(path) == [
+        Section("01_made_up", "one", "First things", "The first.\n\nMore of the first."),
+        Section("01_made_up", "two", "Second things", "The second."),
+    ]
+
+
+@pytest.mark.parametrize("size, overlap", [(1, 0), (7, 0), (30, 10), (120, 30), (10_000, 9_999)])
+def test_chunks_hold_all_words_in_order_and_none_is_too_long(size, overlap):
+    text = next(s for s in chunking.sections(chunking.notebooks()[5]) if len(s.text.split()) > 400)
+    chunks = chunking.chunk(text, size, overlap)
+    assert all(0 < len(c.text.split()) <= size for c in chunks)
+    assert [c.number for c in chunks] == list(range(len(chunks)))
+    if overlap == 0:
+        assert " ".join(c.text for c in chunks).split() == text.text.split()
+    else:
+        assert set(" ".join(c.text for c in chunks).split()) == set(text.text.split())
+
+
+def test_neighbours_overlap_in_whole_sentences_at_most_by_the_overlap():
+    sentences = [f"Sentence {i} has five words." for i in range(20)]
+    chunks = chunking.chunk(section(" ".join(sentences)), size=20, overlap=6)
+    for before, after in zip(chunks, chunks[1:], strict=False):
+        assert after.text.startswith(before.text.split("\n\n")[-1])
+    assert [len(c.text.split()) for c in chunks][:2] == [20, 20]
+
+
+def test_an_empty_section_has_no_chunks_and_a_bad_overlap_is_refused():
+    assert chunking.chunk(section("  \n ")) == []
+    for size, overlap in ((10, 10), (10, -1), (0, 0)):
+        with pytest.raises(ValueError, match="overlap must be"):
+            chunking.chunk(section("word " * 50), size, overlap)
+
+
+def test_the_corpus_is_the_lecture_without_09_and_its_links_lead_somewhere():
+    chunks = chunking.corpus()
+    outline = data.outline()
+    assert "09_rag" not in {c.notebook for c in chunks} and len({c.id for c in chunks}) == len(chunks)
+    for piece in chunks:
+        assert piece.title == outline[piece.notebook]["headings"][piece.heading]
+    assert chunks[0].link == "[01, What is a language model?](01_introduction.ipynb#what-is-a-language-model)"
+
+
+def test_every_question_with_evidence_in_the_corpus_has_a_chunk_that_holds_its_key():
+    chunks, qa = chunking.corpus(), data.lecture_qa()
+    here = {c.notebook for c in chunks}
+    rows = [(r["key"], r) for s in ("train", "test", "untrained") for r in qa[s]]
+    rows += [(r["term"], r) for r in data.exact_terms()]
+    for key, row in rows:
+        if row["notebook"] in here:
+            assert retrieval.relevant(chunks, row["notebook"], row["heading"], key), row
+
+
+# Search ---------------------------------------------------------------------------------------
+
+
+def test_terms():
+    assert retrieval.terms("The models' q_proj, and WHAT is a class of 6,738 matrices?") == [
+        "model", "q_proj", "class", "6,738", "matrice",
+    ]  # fmt: skip
+
+
+def random_texts(seed, count=40):
+    words = np.random.default_rng(seed).zipf(1.4, size=(count, 30)) % 60
+    return [" ".join(f"w{w}" for w in row[: 5 + i % 25]) for i, row in enumerate(words)]
+
+
+@pytest.mark.parametrize("k1, b", [(1.5, 0.75), (0.9, 0.4), (2.0, 0.0)])
+def test_bm25_equals_bm25s(k1, b):
+    bm25s = pytest.importorskip("bm25s")
+    texts = random_texts(0)
+    library = bm25s.BM25(method="lucene", k1=k1, b=b)
+    library.index([retrieval.terms(t) for t in texts], show_progress=False)
+    ours = retrieval.BM25(texts, k1, b)
+    for query in random_texts(1, 10):
+        wanted = library.get_scores(retrieval.terms(query))
+        assert np.abs(ours.scores(query) - wanted).max() < 1e-4 and wanted.max() > 0
+
+
+def test_bm25_at_its_edges():
+    assert retrieval.BM25([]).scores("anything").shape == (0,)
+    lexical = retrieval.BM25(["", "red apples", "red pears"])
+    assert lexical.scores("blue").tolist() == [0, 0, 0] and lexical.scores("").tolist() == [0, 0, 0]
+    assert retrieval.ranking(lexical.scores("pears"), 1) == [2]
+
+
+def test_mean_pool_ignores_padding_and_has_length_one():
+    hidden = torch.randn(2, 5, 8)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    pooled = retrieval.mean_pool(hidden, mask)
+    short = retrieval.mean_pool(hidden[:1, :3], mask[:1, :3])
+    assert torch.allclose(pooled[:1], short, atol=1e-6) and torch.allclose(pooled.norm(dim=1), torch.ones(2))
+    assert retrieval.mean_pool(hidden, torch.zeros_like(mask)).isfinite().all()
+
+
+def test_embeddings_do_not_depend_on_their_batch_and_keep_their_order():
+    embed = retrieval.Embedder()
+    texts = ["short", "a text of some more words, " * 9, "", "the third of four", "word " * 600]
+    together = embed(texts, rows=2)
+    alone = torch.cat([embed([text]) for text in texts])
+    assert together.shape == (5, 384) and torch.allclose(together, alone, atol=1e-5)
+    assert embed([]).shape == (0, 384)
+
+
+def test_ranking_and_fusion():
+    assert retrieval.ranking([0.1, 0.9, 0.9, 0.5]) == [1, 2, 3, 0] and retrieval.ranking([3, 1, 2], 2) == [0, 2]
+    assert retrieval.fuse([[0, 1, 2], [2, 0, 3]]) == [0, 2, 1, 3]
+    assert retrieval.fuse([[7, 5]]) == [7, 5] and retrieval.fuse([[], [1]]) == [1]
+    with pytest.raises(ValueError, match="nothing to fuse"):
+        retrieval.fuse([])
+
+
+def test_recall_and_reciprocal_rank():
+    ranked = [4, 2, 9]
+    assert [retrieval.recall_at(ranked, {2, 5}, k) for k in (1, 2, 3)] == [0, 1, 1]
+    assert retrieval.reciprocal_rank(ranked, {9}) == pytest.approx(1 / 3)
+    assert retrieval.reciprocal_rank(ranked, {1}) == 0
+    with pytest.raises(ValueError, match="relevant is empty"):
+        retrieval.recall_at(ranked, set(), 1)
+
+
+def test_query_log_likelihood_equals_the_mean_of_the_library_loss(tiny, tokenizer):
+    question, text = "How many layers has it?", "It has thirty layers."
+    ours = retrieval.query_log_likelihood(tiny, tokenizer, question, [text, "Cats sleep a lot."])
+    asked = f"Passage: {text}\n\nWrite a question that this passage answers."
+    prompt, ids = data.token_ids(tokenizer, asked, question)
+    labels = torch.tensor([[-100] * len(prompt) + ids])
+    with torch.inference_mode():
+        loss = tiny(input_ids=torch.tensor([prompt + ids]), labels=labels).loss
+    assert ours.shape == (2,) and ours[0] == pytest.approx(-loss.item(), abs=1e-4)
+
+
+# Database -------------------------------------------------------------------------------------
+
+
+def chunks_of(*texts):
+    return [Chunk("01_introduction" if i % 2 else "02_architecture", "here", "Title", text, i)
+            for i, text in enumerate(texts)]  # fmt: skip
+
+
+def test_database_finds_what_exact_search_finds_persists_filters_and_replaces(tmp_path):
+    pytest.importorskip("qdrant_client")
+    vectors = torch.nn.functional.normalize(torch.randn(30, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    pieces = chunks_of(*(f"text {i}" for i in range(30)))
+    client = retrieval.open_database(tmp_path / "db")
+    retrieval.store(client, pieces, vectors)
+    client.close()
+    client = retrieval.open_database(tmp_path / "db")
+    found = retrieval.lookup(client, vectors[3], k=5)
+    nearest = (vectors @ vectors[3]).topk(5)
+    assert [c.number for c, _ in found] == nearest.indices.tolist() and found[0][0] == pieces[3]
+    assert [score for _, score in found] == pytest.approx(nearest.values.tolist(), abs=1e-5)
+    only = retrieval.lookup(client, vectors[3], k=30, notebook="02_architecture")
+    assert [c.number % 2 for c, _ in only] == [0] * 15
+    changed = Chunk("01_introduction", "here", "Title", "changed", 3)
+    retrieval.store(client, [changed], -vectors[3:4])
+    assert client.count(retrieval.COLLECTION).count == 30
+    assert retrieval.lookup(client, -vectors[3], k=1)[0][0].text == "changed"
+    with pytest.raises(ValueError, match="2 chunks and 1 vectors"):
+        retrieval.store(client, pieces[:2], vectors[:1])
+    client.close()
+
+
+# Answering ------------------------------------------------------------------------------------
+
+
+def test_prompt_holds_passages_then_question():
+    text = retrieval.prompt("How many?", chunks_of("One.", "Two."))
+    assert text.startswith("Title. One.\n\nTitle. Two.\n\n") and text.endswith("How many?")
+
+
+def test_support_weighs_new_terms_by_idf():
+    idf = {"paris": 2.0, "city": 1.0}
+    assert retrieval.support("It is Paris, a city.", "What is it?", "Paris is old.", idf) == pytest.approx(2 / 3)
+    assert retrieval.support("It is Atlantis.", "What is it?", "Paris is old.", idf) == 0.0
+    assert retrieval.support("Paris or Atlantis", "", "Paris", idf) == pytest.approx(0.5)  # unknown: the greatest idf
+    assert retrieval.support("What is it?", "What is it?", "What is it?", idf) == 0.0
+    assert retrieval.support("", "", "", {}) == 0.0
+
+
+def test_attribute_names_the_best_source():
+    idf = {"paris": 2.0, "rome": 2.0}
+    pieces = chunks_of("About Rome.", "About Paris.", "Paris again.")
+    assert retrieval.attribute("In Paris.", "Where?", pieces, idf) == (1, 1.0)
+    with pytest.raises(ValueError, match="no source"):
+        retrieval.attribute("In Paris.", "Where?", [], idf)
+
+
+def test_idf_is_lucenes():
+    lexical = retrieval.BM25(["a1 b1", "a1 c1", "c1"])
+    assert lexical.idf["b1"] == pytest.approx(math.log(1 + 2.5 / 1.5))
