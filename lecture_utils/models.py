@@ -471,6 +471,8 @@ def load_chat_model(name: str = LAPTOP_MODEL, quantization: str | None = None, d
 
     from lecture_utils import runtime
 
+    if name in REGISTRY and REGISTRY[name].shape is None:
+        raise ModelError(f"{name} is no chat model but {REGISTRY[name].role}.")
     dtype = dtype or runtime.compute_dtype()
     settings = {"dtype": dtype, "device_map": runtime.device_map()}
     if (config := quantization_config(quantization, dtype, double_quant)) is not None:

@@ -6,6 +6,7 @@ builds each by hand.
 """
 
 import math
+import re
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -280,9 +281,18 @@ def lookup(client, vector, k: int = 5, notebook: str | None = None) -> list[tupl
 # Answering ----------------------------------------------------------------------------------
 
 
+TEMPLATE_MARKS = re.compile(r"<\|([^|<>]*)\|>|\[(/?INST)\]|<<(/?SYS)>>|<(/?s)>", re.IGNORECASE)
+
+
+def defused(text: str) -> str:
+    """Return a document's text with the marks of chat templates taken apart (``<|im_end|>`` is ``< im_end >``):
+    tokenized as they are, they would end the user's turn and let the document begin one of its own."""
+    return TEMPLATE_MARKS.sub(lambda match: f"< {next(g for g in match.groups() if g is not None)} >", text)
+
+
 def prompt(question: str, chunks: Sequence[Chunk]) -> str:
-    """Return what a chat model is asked: the passages, then the question."""
-    passages = "\n\n".join(piece.titled for piece in chunks)
+    """Return what a chat model is asked: the passages, defused, then the question."""
+    passages = "\n\n".join(defused(piece.titled) for piece in chunks)
     return f"{passages}\n\nUsing only the text above, answer in one short sentence: {question}"
 
 

@@ -279,3 +279,8 @@ def test_a_changed_package_is_refused():
 def test_lecture_base_is_small():
     folder = models.fetch("lecture-base")
     assert sum(f.stat().st_size for f in folder.iterdir()) < 10e6
+
+
+def test_an_encoder_is_no_chat_model():
+    with pytest.raises(models.ModelError, match="all-minilm-l6-v2 is no chat model but sentence embeddings"):
+        models.load_chat_model(models.EMBEDDING_MODEL)

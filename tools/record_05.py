@@ -19,9 +19,9 @@ import recording
 LAYER = 20
 FOLDER = Path(__file__).resolve().parent.parent / "build" / "record_05"
 PLANS = {  # run -> what differs from the notebook's plan
-    "seed 0": {}, "seed 1": {"seed": 1}, "seed 2": {"seed": 2},
-    "no KL": {"beta": 0.0}, "KL, in haste": {"rate": 3e-3, "rounds": 25},
-    "no KL, in haste": {"beta": 0.0, "rate": 3e-3, "rounds": 25},
+    "seed 0": {}, "seed 1": {"seed": 1}, "seed 2": {"seed": 2}, "no KL": {"beta": 0.0},
+    "longer": {"rounds": 25}, "longer, no KL": {"beta": 0.0, "rounds": 25},
+    "KL, in haste": {"rate": 3e-3, "rounds": 25}, "no KL, in haste": {"beta": 0.0, "rate": 3e-3, "rounds": 25},
     "reward: words": {}, "second round": {},
 }  # fmt: skip
 
@@ -273,14 +273,12 @@ def second_reward(policy, tokenizer, first, train: list[str]):
         for better, worse in alignment.ranked_pairs(ranked):
             if feedback.judge(better) > feedback.judge(worse):
                 rows.append({"prompt": prompt, "chosen": better, "rejected": worse})
-    print(f"   {len(rows)} new pairs", flush=True)
     with policy.disable_adapter():
         old, new = read(policy, tokenizer, data.preferences("train")), read(policy, tokenizer, rows)
     both = [torch.cat((old[which], new[which])) for which in ("chosen", "rejected")]
     second = ppo.fit_reward(*both, LAYER)
-    print(
-        f"   the first reward model decides {(first(new['chosen']) > first(new['rejected'])).float().mean():.2f} of them"
-    )
+    decided = (first(new["chosen"]) > first(new["rejected"])).float().mean()
+    recording.add("05_rounds", {"asked": 96, "new_pairs": len(rows), "first_decides": f"{decided:.2f}"})
     return lambda features, texts: second(features)
 
 
