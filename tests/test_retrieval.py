@@ -147,6 +147,9 @@ def test_embeddings_do_not_depend_on_their_batch_and_keep_their_order():
 def test_ranking_and_fusion():
     assert retrieval.ranking([0.1, 0.9, 0.9, 0.5]) == [1, 2, 3, 0] and retrieval.ranking([3, 1, 2], 2) == [0, 2]
     assert retrieval.fuse([[0, 1, 2], [2, 0, 3]]) == [0, 2, 1, 3]
+    lists = [[0], [8, 1], [7, 6, 1]]  # twice in the middle against once at the top: k decides
+    assert retrieval.fuse(lists, k=0)[0] in (0, 7, 8) and retrieval.fuse(lists, k=0).index(1) == 3
+    assert retrieval.fuse(lists)[0] == 1
     assert retrieval.fuse([[7, 5]]) == [7, 5] and retrieval.fuse([[], [1]]) == [1]
     with pytest.raises(ValueError, match="nothing to fuse"):
         retrieval.fuse([])
@@ -234,6 +237,9 @@ def test_support_weighs_new_terms_by_idf():
     assert retrieval.support("Paris or Atlantis", "", "Paris", idf) == pytest.approx(0.5)  # unknown: the greatest idf
     assert retrieval.support("What is it?", "What is it?", "What is it?", idf) == 0.0
     assert retrieval.support("", "", "", {}) == 0.0
+    assert (
+        retrieval.support("The city is Paris.", "Which city?", "A city.", idf) == 0.0
+    )  # the question's words are no news
 
 
 def test_attribute_names_the_best_source():
@@ -247,3 +253,5 @@ def test_attribute_names_the_best_source():
 def test_idf_is_lucenes():
     lexical = retrieval.BM25(["a1 b1", "a1 c1", "c1"])
     assert lexical.idf["b1"] == pytest.approx(math.log(1 + 2.5 / 1.5))
+    texts = random_texts(2)
+    assert (retrieval.BM25(texts).scores(texts[0]) == retrieval.BM25(texts, 1.5, 0.75).scores(texts[0])).all()
