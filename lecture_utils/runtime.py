@@ -192,6 +192,9 @@ def versions(*packages: str) -> str:
 
 def setup(*packages: str, seed: int = 0) -> str:
     """Make a notebook ready: quiet libraries, fixed seed, versions printed. Returns the scale."""
+    # Progress bars move once a second. A bar of widgets sends two or three messages each time, nbval
+    # reads none before a cell has ended, and after a thousand the kernel drops the rest, the end included.
+    os.environ.setdefault("TQDM_MININTERVAL", "1")
     quiet()
     seed_everything(seed)
     here = scale()

@@ -89,3 +89,14 @@ def test_keep_memory_asks_glibc_alone(monkeypatch):
         monkeypatch.setattr(runtime.platform, "libc_ver", lambda libc=libc: (libc, ""))
         runtime.keep_memory()
     assert asked == [(-3, 1 << 30), (-1, 2**31 - 1)]
+
+
+def test_progress_bars_move_once_a_second_and_say_so_to_every_library():
+    """More widget messages than a socket holds (1,000) and nbval waits in vain for the end of a cell."""
+    code = (
+        "from lecture_utils import runtime; runtime.setup(); "
+        "from tqdm.auto import tqdm; print('interval', tqdm(range(2)).mininterval)"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TQDM_")}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert "interval 1.0" in out.stdout
