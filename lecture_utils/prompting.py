@@ -6,6 +6,7 @@ Notebook 10 measures with it what a prompt is worth.
 import ast
 import operator
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -180,8 +181,6 @@ def problems(count: int, seed: int = 0, stories: Sequence[int] = range(len(_STOR
 
 def last_number(text: str) -> int | None:
     """Return the last whole number of a text, None if there is none (1,200 is one number)."""
-    import re
-
     found = re.findall(r"-?\d[\d,]*", text)
     return int(found[-1].rstrip(",").replace(",", "")) if found else None
 

@@ -68,14 +68,10 @@ class Embedder:
 
     LONGEST = 256  # tokens that the model was made for
 
-    def __init__(self, device: str = "cpu"):
-        from transformers import AutoModel, AutoTokenizer
-
+    def __init__(self):
         from lecture_utils import models
 
-        folder = models.fetch(models.EMBEDDING_MODEL)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModel.from_pretrained(folder).eval().to(device)
+        self.model, self.tokenizer = models.load_encoder()
 
     def __call__(self, texts: Sequence[str], rows: int = 32):
         """Return the embeddings (texts, 384) as a float32 tensor on the CPU."""
@@ -140,12 +136,11 @@ def query_log_likelihood(model, tokenizer, question: str, texts: Sequence[str]):
 
 
 def relevant(chunks: Sequence[Chunk], notebook: str, heading: str, key: str) -> set[int]:
-    """Return the positions of the chunks of a section that hold ``key``, whatever its case."""
-    key = key.lower()
+    """Return the positions of the chunks of a section that hold ``key`` (as ``data.contains_key`` says)."""
     return {
         i
         for i, piece in enumerate(chunks)
-        if (piece.notebook, piece.heading) == (notebook, heading) and key in piece.titled.lower()
+        if (piece.notebook, piece.heading) == (notebook, heading) and data.contains_key(piece.titled, key)
     }
 
 
@@ -170,10 +165,13 @@ class Index:
         self.matrix = self.embed(self.texts)
         self.terms = [set(terms(text)) for text in self.texts]
 
+    def scores(self, questions: Sequence[str]):
+        """Return (BM25's scores, cosines), each a row of one number a chunk for each question."""
+        return [self.lexical.scores(q).tolist() for q in questions], (self.embed(questions) @ self.matrix.T).tolist()
+
     def rankings(self, questions: Sequence[str], k: int = 50) -> dict[str, list[list[int]]]:
         """Return the first ``k`` positions for each question: by ``words``, by ``meaning``, and ``both`` fused."""
-        meaning = [ranking(row, k) for row in (self.embed(questions) @ self.matrix.T).tolist()]
-        words = [ranking(self.lexical.scores(question), k) for question in questions]
+        words, meaning = ([ranking(row, k) for row in rows] for rows in self.scores(questions))
         return {"words": words, "meaning": meaning, "both": [fuse(p)[:k] for p in zip(words, meaning, strict=True)]}
 
     def search(self, question: str, k: int = 3) -> list[int]:
@@ -185,13 +183,13 @@ class Index:
         score, and how much of the question, weighted by idf, stands in one of the three best chunks."""
         import torch
 
-        cosines, most = self.embed(questions) @ self.matrix.T, max(self.lexical.idf.values(), default=1.0)
-        rows = []
-        for question, cosine, found in zip(questions, cosines, self.rankings(questions)["both"], strict=True):
+        most, rows = max(self.lexical.idf.values(), default=1.0), []
+        for question, word, cosine in zip(questions, *self.scores(questions), strict=True):
+            found = fuse([ranking(word, 50), ranking(cosine, 50)])[:3]
             weights = {term: self.lexical.idf.get(term, most) for term in terms(question)}
-            covered = [sum(w for t, w in weights.items() if t in self.terms[i]) for i in found[:3]]
+            covered = [sum(w for t, w in weights.items() if t in self.terms[i]) for i in found]
             share = max(covered, default=0.0) / (sum(weights.values()) or 1.0)
-            rows.append([cosine.max().item(), float(self.lexical.scores(question).max()), share])
+            rows.append([max(cosine), max(word), share])
         return torch.tensor(rows)
 
 

@@ -255,3 +255,29 @@ def test_idf_is_lucenes():
     assert lexical.idf["b1"] == pytest.approx(math.log(1 + 2.5 / 1.5))
     texts = random_texts(2)
     assert (retrieval.BM25(texts).scores(texts[0]) == retrieval.BM25(texts, 1.5, 0.75).scores(texts[0])).all()
+
+
+def test_index_ranks_as_its_parts_do_and_sees_signs():
+    index = retrieval.Index(chunks_of("Red apples grow on trees.", "The sea is deep and salt.", "Bread is baked."))
+    found = index.rankings(["How deep is the sea?", "zebra"])
+    assert found["words"][0] == retrieval.ranking(index.lexical.scores("How deep is the sea?"))
+    assert found["meaning"][0][0] == found["both"][0][0] == index.search("How deep is the sea?", 1)[0] == 1
+    signs = index.signs(["How deep is the sea?", "zebra"])
+    assert signs.shape == (2, 3) and (signs[0] > signs[1]).all() and signs[0, 2] == 1 and signs[1, 1:].sum() == 0
+
+
+def test_vector_indexes_find_neighbours_and_flat_finds_all():
+    pytest.importorskip("faiss")
+    around = torch.nn.functional.normalize(torch.randn(50, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    vectors = retrieval.clumped_vectors(around, 4000)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    exact = np.argsort(-(vectors[:20] @ vectors.T), axis=1)[:, :5]
+    for kind, least in (("flat", 1.0), ("IVF", 0.2), ("HNSW", 0.8)):
+        places = retrieval.vector_index(kind, vectors).search(vectors[:20], 5)[1]
+        assert np.mean([len(set(a) & set(b)) / 5 for a, b in zip(places, exact, strict=True)]) >= least
+    with pytest.raises(ValueError, match="choose 'flat'"):
+        retrieval.vector_index("tree", vectors)
+
+
+def test_half_of_the_facts_are_taught():
+    assert len(retrieval.taught_facts()) == 70 and retrieval.taught_facts() == retrieval.taught_facts()

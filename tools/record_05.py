@@ -234,7 +234,7 @@ def run_ppo(name: str) -> None:
     reward = words if name == "reward: words" else None
     if name == "second round":
         policy = PeftModel.from_pretrained(model, FOLDER / "seed 0", is_trainable=True)
-        reward = second_reward(policy, tokenizer, first, train)
+        reward, found = second_reward(policy, tokenizer, first, train)
     else:
         policy = with_adapter(model)
     judged = Judged(first, reward)
@@ -245,6 +245,8 @@ def run_ppo(name: str) -> None:
     seconds = f"{time.monotonic() - started:.0f}"
     after = judged.survey(run, held)
     policy.save_pretrained(FOLDER / name)
+    if name == "second round":
+        recording.add("05_rounds", found)
     texts = run.survey(held[:4]).texts
     for row in run.history:
         kept = {"run": name, "round": row["round"]}
@@ -252,8 +254,8 @@ def run_ppo(name: str) -> None:
         recording.add("05_ppo", kept)
     for prompt, text in zip(held, texts, strict=False):
         recording.add("05_answers", {"run": name, "prompt": prompt, "answer": " ".join(text.split())})
-    for when, found in (("before", before), ("after", after)):
-        recording.add("05_held_out", {"run": name, "when": when} | found | {"seconds": seconds, "peak_gb": peak_gb()})
+    for when, seen in (("before", before), ("after", after)):
+        recording.add("05_held_out", {"run": name, "when": when} | seen | {"seconds": seconds, "peak_gb": peak_gb()})
     print(f"   before {before}\n   after  {after}", flush=True)
 
 
@@ -278,8 +280,8 @@ def second_reward(policy, tokenizer, first, train: list[str]):
     both = [torch.cat((old[which], new[which])) for which in ("chosen", "rejected")]
     second = ppo.fit_reward(*both, LAYER)
     decided = (first(new["chosen"]) > first(new["rejected"])).float().mean()
-    recording.add("05_rounds", {"asked": 96, "new_pairs": len(rows), "first_decides": f"{decided:.2f}"})
-    return lambda features, texts: second(features)
+    found = {"asked": 96, "new_pairs": len(rows), "first_decides": f"{decided:.2f}"}
+    return (lambda features, texts: second(features)), found
 
 
 # The other methods --------------------------------------------------------------------------
