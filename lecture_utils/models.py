@@ -148,6 +148,7 @@ class ModelCard:
         return self.shape.parameters() if self.shape else self.count
 
 
+ADAPTER_WEIGHTS = "adapter/adapter_model.safetensors"
 REGISTRY = {
     card.name: card
     for card in (
@@ -201,6 +202,36 @@ REGISTRY = {
                 "untrained: teaching it to answer is notebook 04's work."
             ),
             chat_template=CHATML,
+        ),
+        ModelCard(
+            name="lecture-adapter",
+            role="an adapter that taught the laptop's chat model this lecture's facts by heart",
+            shape=None,
+            licence="MIT (made here: make record NB=09)",
+            sources=(
+                Packaged(
+                    "lecture_adapter",
+                    "e841053dc6375a16634d070695d065ba2009939fa56616bf538857648c33f3a2",
+                    ADAPTER_WEIGHTS,
+                ),
+            ),
+            note="LoRA, rank 16 in all layers: three epochs of the 1,260 pairs of lecture_qa. In fp16.",
+            count=4_884_480,
+        ),
+        ModelCard(
+            name="lecture-reader",
+            role="an adapter that taught the laptop's chat model to answer from passages",
+            shape=None,
+            licence="MIT (made here: make record NB=09)",
+            sources=(
+                Packaged(
+                    "lecture_reader",
+                    "6025980094cd02b41457126d373c2b2e21859ac5fa86918e32bc02abd5a67f6d",
+                    ADAPTER_WEIGHTS,
+                ),
+            ),
+            note="LoRA, rank 16 in all layers: two epochs of 1,017 questions with passages made false. In fp16.",
+            count=4_884_480,
         ),
         ModelCard(
             name="llama-2-7b-chat",

@@ -6,6 +6,7 @@ builds each by hand.
 """
 
 import math
+import random
 import re
 import uuid
 from collections import Counter
@@ -156,18 +157,72 @@ def reciprocal_rank(ranked: Sequence[int], relevant: set[int]) -> float:
     return next((1 / rank for rank, item in enumerate(ranked, 1) if item in relevant), 0.0)
 
 
+def contrastive_loss(questions, passages, gold, temperature: float = 0.05):
+    """Return the mean of -log p(a relevant passage | question), a scalar: softmax over all passages of
+    cosine / temperature (InfoNCE; DPR, Karpukhin et al. 2020, section 3.2, with all passages as negatives).
+
+    questions (n, width) and passages (m, width) of length 1, gold (n, m) bool: which are relevant, one or more.
+    """
+    log_p = (questions @ passages.T / temperature).log_softmax(-1)
+    return -log_p.masked_fill(~gold, float("-inf")).logsumexp(-1).mean()
+
+
+def train_questions(questions, passages, gold, steps: int = 150, tie: float = 0.01, rate: float = 1e-3):
+    """Return the matrix (width, width) that turns question vectors towards the passages that answer them.
+
+    It starts as the identity, and ``tie`` times its squared distance from it is added to the contrastive
+    loss. Shapes as there; the passages stay as they are, so their index need not be built again.
+    """
+    import torch
+
+    same = torch.eye(questions.shape[1])
+    matrix = same.clone().requires_grad_()
+    adam = torch.optim.Adam([matrix], lr=rate)
+    for _ in range(steps):
+        turned = torch.nn.functional.normalize(questions @ matrix.T, dim=1)
+        loss = contrastive_loss(turned, passages, gold) + tie * (matrix - same).square().sum()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    return matrix.detach()
+
+
 class Index:
-    """Chunks, ready to be searched by words, by meaning, or by both."""
+    """Chunks, ready to be searched by words, by meaning, or by both.
+
+    ``matrix`` holds the chunks' vectors (chunks, 384); ``turn``, once :meth:`learn` has set it, turns questions'.
+    """
 
     def __init__(self, chunks: Sequence[Chunk], embed: Embedder | None = None):
         self.chunks, self.texts = list(chunks), [piece.titled for piece in chunks]
         self.lexical, self.embed = BM25(self.texts), embed or Embedder()
         self.matrix = self.embed(self.texts)
         self.terms = [set(terms(text)) for text in self.texts]
+        self.turn = None
+
+    def learn(self, questions: Sequence[str], gold: Sequence[set[int]]) -> None:
+        """Train the questions' side of the search by meaning on questions and the positions of their chunks.
+        Those without a chunk are left out; ValueError if none is left."""
+        import torch
+
+        kept = [i for i, good in enumerate(gold) if good]
+        if not kept:
+            raise ValueError("gold is empty: no question has a chunk to be turned to.")
+        mask = torch.zeros(len(kept), len(self.chunks), dtype=torch.bool)
+        for row, i in enumerate(kept):
+            mask[row, list(gold[i])] = True
+        self.turn = train_questions(self.embed([questions[i] for i in kept]), self.matrix, mask)
+
+    def vectors(self, questions: Sequence[str]):
+        """Return the vectors that questions are searched by (questions, 384)."""
+        import torch
+
+        vectors = self.embed(questions)
+        return vectors if self.turn is None else torch.nn.functional.normalize(vectors @ self.turn.T, dim=1)
 
     def scores(self, questions: Sequence[str]):
         """Return (BM25's scores, cosines), each a row of one number a chunk for each question."""
-        return [self.lexical.scores(q).tolist() for q in questions], (self.embed(questions) @ self.matrix.T).tolist()
+        return [self.lexical.scores(q).tolist() for q in questions], (self.vectors(questions) @ self.matrix.T).tolist()
 
     def rankings(self, questions: Sequence[str], k: int = 50) -> dict[str, list[list[int]]]:
         """Return the first ``k`` positions for each question: by ``words``, by ``meaning``, and ``both`` fused."""
@@ -179,17 +234,19 @@ class Index:
         return self.rankings([question])["both"][0][:k]
 
     def signs(self, questions: Sequence[str]):
-        """Return what speaks for an answer's being here (questions, 3): the best cosine, the best BM25
-        score, and how much of the question, weighted by idf, stands in one of the three best chunks."""
+        """Return what speaks for an answer's being here (questions, 4): the best cosine of the question as it
+        is and as it was learnt to be turned, the best BM25 score, and how much of the question, weighted by
+        idf, stands in one of the three best chunks."""
         import torch
 
         most, rows = max(self.lexical.idf.values(), default=1.0), []
-        for question, word, cosine in zip(questions, *self.scores(questions), strict=True):
+        plain = (self.embed(questions) @ self.matrix.T).amax(1).tolist()
+        for question, as_it_is, word, cosine in zip(questions, plain, *self.scores(questions), strict=True):
             found = fuse([ranking(word, 50), ranking(cosine, 50)])[:3]
             weights = {term: self.lexical.idf.get(term, most) for term in terms(question)}
             covered = [sum(w for t, w in weights.items() if t in self.terms[i]) for i in found]
             share = max(covered, default=0.0) / (sum(weights.values()) or 1.0)
-            rows.append([max(cosine), max(word), share])
+            rows.append([as_it_is, max(cosine), max(word), share])
         return torch.tensor(rows)
 
 
@@ -202,21 +259,23 @@ def clumped_vectors(around, count: int, seed: int = 0, noise: float = 0.06):
     import torch
 
     chance = torch.Generator().manual_seed(seed)
-    picked = around[torch.randint(len(around), (count,), generator=chance)]
-    shaken = picked + noise * torch.randn(picked.shape, generator=chance)
-    return torch.nn.functional.normalize(shaken, dim=1).numpy()
+    vectors = around[torch.randint(len(around), (count,), generator=chance)]
+    for block in vectors.split(10_000):  # in place: a million vectors are 1.5 GB
+        block += noise * torch.randn(block.shape, generator=chance)
+        torch.nn.functional.normalize(block, dim=1, out=block)
+    return vectors.numpy()
 
 
 def vector_index(kind: str, vectors):
     """Return a FAISS index of unit vectors (n, width) for inner products: ``flat`` (exact), ``IVF`` (4 √n
-    clusters) or ``HNSW`` (16 links a vector). Raises ValueError for another kind."""
+    clusters, fewer for few vectors) or ``HNSW`` (16 links a vector). Raises ValueError for another kind."""
     import faiss
 
     count, width = vectors.shape
     if kind == "flat":
         index = faiss.IndexFlatIP(width)
     elif kind == "IVF":
-        clusters = max(1, int(4 * count**0.5))
+        clusters = max(1, min(int(4 * count**0.5), count // 39))  # k-means wants 39 vectors a cluster
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, clusters, faiss.METRIC_INNER_PRODUCT)
         index.train(vectors[: 40 * clusters])
     elif kind == "HNSW":
@@ -294,6 +353,19 @@ def prompt(question: str, chunks: Sequence[Chunk]) -> str:
     return f"{passages}\n\nUsing only the text above, answer in one short sentence: {question}"
 
 
+def sentences(text: str) -> list[str]:
+    """Return the sentences and lines of a text."""
+    return [part for part in re.split(r"(?<=[.!?:;])\s+|\n+", text) if part.strip()]
+
+
+def quote(embed: Embedder, question, chunks: Sequence[Chunk], k: int = 2) -> str:
+    """Return the ``k`` sentences of the chunks that are nearest to the question's vector (width,), in their
+    order: the answer of a reader that writes nothing of its own."""
+    pieces = [sentence for piece in chunks for sentence in sentences(piece.text)]
+    best = ranking(embed(pieces) @ question, k)
+    return " … ".join(pieces[i] for i in sorted(best))
+
+
 def support(answer: str, question: str, text: str, idf: dict[str, float]) -> float:
     """Return how much of what an answer says beyond its question stands in ``text``: the share of its
     terms, weighted by ``idf`` (``BM25.idf``; a term that no document has weighs most), 0 to 1. An answer
@@ -315,10 +387,44 @@ def attribute(answer: str, question: str, chunks: Sequence[Chunk], idf: dict[str
     return best, found[best]
 
 
-def taught_facts() -> set[str]:
-    """Return the facts on which ``lecture-reader`` was taught to read: one half of them."""
-    import random
+# Teaching a model to read -------------------------------------------------------------------
 
-    facts = sorted({row["fact"] for row in data.lecture_qa()["train"]})
-    random.Random(0).shuffle(facts)
-    return set(facts[: len(facts) // 2])
+
+def swapped(text: str, key: str, other: str) -> str:
+    """Return ``text`` with every ``key``, as a whole word or number and in any case, replaced by ``other``."""
+    whole = rf"(?<!\w)(?<!\d[.,]){re.escape(key)}(?!\w)(?![.,]\d)"
+    return re.sub(whole, lambda _: other, text, flags=re.IGNORECASE)
+
+
+def stand_in(key: str, keys: Sequence[str], chance: random.Random) -> str:
+    """Return a false answer of the same kind: other digits, or another of the ``keys`` that have none.
+    Raises ValueError where there is no other."""
+    if not re.search(r"\d", key):
+        others = [k for k in keys if k != key and not re.search(r"\d", k)]
+        if not others:
+            raise ValueError(f"keys has no other than {key!r} without digits: nothing can stand in for it.")
+        return chance.choice(others)
+    made = key
+    while made == key:
+        made = re.sub(r"\d", lambda digit: chance.choice("0123456789" if digit.start() else "123456789"), key)
+    return made
+
+
+def reading_pairs(index: Index, rows: Sequence[dict], seed: int = 0) -> list[dict]:
+    """Return pairs that can only be answered by reading: each question under two passages that a search finds,
+    the right one among them, and in the passages and the answer its key replaced by a false one, so that
+    knowing the true one is of no use (entity substitution, Longpre et al. 2021, arXiv:2109.05052)."""
+    chance, keys, pairs = random.Random(seed), sorted({row["key"] for row in rows}), []
+    for row in rows:
+        right = relevant(index.chunks, row["notebook"], row["heading"], row["key"])
+        if not right:
+            continue
+        found = index.search(row["question"], 2)
+        if not right & set(found):
+            found = [found[0], min(right)]
+        chance.shuffle(found)
+        other = stand_in(row["key"], keys, chance)
+        asked = swapped(prompt(row["question"], [index.chunks[i] for i in found]), row["key"], other)
+        if not data.contains_key(asked, row["key"]):
+            pairs.append({"question": asked, "answer": swapped(row["answer"], row["key"], other)})
+    return pairs

@@ -276,6 +276,24 @@ def test_a_changed_package_is_refused():
         models._packaged(models.Packaged("nowhere", "0" * 64))
 
 
+@pytest.mark.parametrize("name", ["lecture-adapter", "lecture-reader"])
+def test_packaged_adapters_fit_the_laptops_model_and_name_no_machine(name):
+    import json
+
+    from safetensors.torch import load_file
+
+    folder = models.fetch(name) / "adapter"
+    weights = load_file(folder / "adapter_model.safetensors")
+    assert sum(tensor.numel() for tensor in weights.values()) == models.card(name).parameters == 4_884_480
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+    assert sum(key.endswith("lora_A.weight") for key in weights) == 7 * models.card(models.LAPTOP_MODEL).shape.layers
+    assert all(tensor.isfinite().all() and tensor.any() for tensor in weights.values())  # B was trained: not 0
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == models.LAPTOP_MODEL and config["r"] == 16
+    with pytest.raises(models.ModelError, match="is no chat model but an adapter"):
+        models.load_chat_model(name)
+
+
 def test_lecture_base_is_small():
     folder = models.fetch("lecture-base")
     assert sum(f.stat().st_size for f in folder.iterdir()) < 10e6

@@ -1,5 +1,7 @@
 import json
 import math
+import random
+import re
 
 import numpy as np
 import pytest
@@ -263,7 +265,57 @@ def test_index_ranks_as_its_parts_do_and_sees_signs():
     assert found["words"][0] == retrieval.ranking(index.lexical.scores("How deep is the sea?"))
     assert found["meaning"][0][0] == found["both"][0][0] == index.search("How deep is the sea?", 1)[0] == 1
     signs = index.signs(["How deep is the sea?", "zebra"])
-    assert signs.shape == (2, 3) and (signs[0] > signs[1]).all() and signs[0, 2] == 1 and signs[1, 1:].sum() == 0
+    assert signs.shape == (2, 4) and (signs[0] > signs[1]).all() and signs[0, 3] == 1 and signs[1, 2:].sum() == 0
+    assert torch.equal(signs[:, 0], signs[:, 1])  # nothing learnt yet
+
+
+def unit_rows(count, seed, width=12):
+    return torch.nn.functional.normalize(
+        torch.randn(count, width, generator=torch.Generator().manual_seed(seed)), dim=1
+    )
+
+
+def test_contrastive_loss_is_cross_entropy_where_one_passage_is_relevant():
+    questions, passages = unit_rows(6, 0), unit_rows(9, 1)
+    at = torch.tensor([3, 0, 8, 8, 2, 5])
+    gold = torch.nn.functional.one_hot(at, 9).bool()
+    theirs = torch.nn.functional.cross_entropy(questions @ passages.T / 0.1, at)
+    assert torch.allclose(retrieval.contrastive_loss(questions, passages, gold, 0.1), theirs, atol=1e-6)
+
+
+def test_contrastive_loss_adds_the_probabilities_of_all_relevant_passages():
+    questions, passages = unit_rows(2, 0), unit_rows(3, 1)
+    gold = torch.tensor([[True, True, False], [True, True, True]])
+    p = (questions @ passages.T / 0.05).softmax(-1)
+    wanted = -(torch.log(p[0, 0] + p[0, 1]) + torch.log(p[1].sum())) / 2
+    assert torch.allclose(retrieval.contrastive_loss(questions, passages, gold), wanted, atol=1e-5)
+
+
+def test_trained_questions_find_passages_that_they_did_not_and_a_tie_holds_the_matrix():
+    questions, passages = unit_rows(20, 0), unit_rows(20, 1)
+    gold = torch.eye(20, dtype=torch.bool)
+
+    def found(matrix):
+        turned = torch.nn.functional.normalize(questions @ matrix.T, dim=1)
+        return ((turned @ passages.T).argmax(1) == torch.arange(20)).float().mean()
+
+    same = torch.eye(12)
+    loose, tight = (retrieval.train_questions(questions, passages, gold, 300, tie, 0.01) for tie in (0.0, 100.0))
+    assert found(same) < 0.3 and found(loose) > 0.6
+    assert (tight - same).norm() < 0.1 < 1 < (loose - same).norm()
+    assert torch.equal(retrieval.train_questions(questions, passages, gold, 0), same)
+
+
+def test_an_index_learns_from_questions_that_have_a_chunk():
+    index = retrieval.Index(chunks_of("Red apples grow on trees.", "The sea is deep and salt.", "Bread is baked."))
+    asked = ["What does Ada like best of all?", "no chunk for this"]
+    before = index.scores(asked)[1]
+    with pytest.raises(ValueError, match="nothing|no question"):
+        index.learn(asked[1:], [set()])
+    index.learn(asked, [{2}, set()])
+    after = index.scores(asked)[1]
+    assert after[0][2] > before[0][2] + 0.1 and max(after[0]) == after[0][2]
+    assert torch.allclose(index.vectors(asked).norm(dim=1), torch.ones(2), atol=1e-5)
 
 
 def test_vector_indexes_find_neighbours_and_flat_finds_all():
@@ -279,5 +331,45 @@ def test_vector_indexes_find_neighbours_and_flat_finds_all():
         retrieval.vector_index("tree", vectors)
 
 
-def test_half_of_the_facts_are_taught():
-    assert len(retrieval.taught_facts()) == 70 and retrieval.taught_facts() == retrieval.taught_facts()
+def test_swapped_changes_whole_words_and_numbers_only():
+    assert retrieval.swapped("Bart read BART, not BARTs.", "BART", "DPR") == "DPR read DPR, not BARTs."
+    assert retrieval.swapped("15 of 150, 0.15 and 15.5", "15", "72") == "72 of 150, 0.15 and 15.5"
+    assert retrieval.swapped("a key", "key", r"\1") == r"a \1"
+
+
+def test_a_stand_in_is_of_the_same_kind():
+    chance, keys = random.Random(0), ["BART", "DPR", "2.81 trillion"]
+    for _ in range(20):
+        assert re.fullmatch(r"[1-9]\.\d\d trillion", made := retrieval.stand_in("2.81 trillion", keys, chance))
+        assert made != "2.81 trillion" and retrieval.stand_in("BART", keys, chance) == "DPR"
+        assert retrieval.stand_in("7", keys, chance) != "7"
+    with pytest.raises(ValueError, match="nothing can stand in"):
+        retrieval.stand_in("BART", ["BART", "15"], chance)
+
+
+def test_reading_pairs_hold_the_false_answer_and_never_the_true_one():
+    index = retrieval.Index(chunks_of("Ada likes figs.", "The sea is 31 m deep.", "Bread is baked."))
+    rows = [
+        {"question": "What does Ada like?", "key": "figs", "answer": "Ada likes figs.", "at": 0},
+        {"question": "How deep is the sea?", "key": "31", "answer": "It is 31 m deep.", "at": 1},
+        {"question": "What is baked?", "key": "bread", "answer": "Bread is.", "at": 2},
+        {"question": "Who?", "key": "nobody", "answer": "nobody", "at": 2},
+    ]
+    for row in rows:
+        row["notebook"], row["heading"] = index.chunks[row["at"]].notebook, index.chunks[row["at"]].heading
+    pairs = retrieval.reading_pairs(index, rows)
+    assert len(pairs) == 3  # the last has no passage
+    for pair, row in zip(pairs, rows, strict=False):
+        assert not data.contains_key(pair["question"] + pair["answer"], row["key"])
+        (new,) = set(pair["answer"].rstrip(".").split()) - set(row["answer"].rstrip(".").split())
+        assert data.contains_key(pair["question"], new) and pair["question"].endswith(row["question"])
+    assert pairs == retrieval.reading_pairs(index, rows) != retrieval.reading_pairs(index, rows, seed=1)
+
+
+def test_quote_returns_the_nearest_sentences_in_their_order():
+    embed = retrieval.Embedder()
+    chunks = chunks_of("Bread is baked. Ships sail on the sea.", "Figs are sweet; the sea is deep.")
+    (asked,) = embed(["How deep is the sea?"])
+    assert retrieval.quote(embed, asked, chunks, 1) == "the sea is deep."
+    assert retrieval.quote(embed, asked, chunks, 2) == "Ships sail on the sea. … the sea is deep."
+    assert len(retrieval.sentences("One. Two: three\n\nfour 1.5")) == 4

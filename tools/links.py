@@ -48,7 +48,7 @@ def extras_of(packages: tuple[str, ...]) -> list[str]:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     named = {
         extra: {re.match(r"[\w-]+", requirement).group() for requirement in settings["optional-dependencies"][extra]}
-        for extra in ("retrieve",)
+        for extra in ("retrieve", "prompt")
     }
     return ["finetune"] + [extra for extra, its in named.items() if its & set(packages)]
 
