@@ -353,12 +353,14 @@ def test_reading_pairs_hold_the_false_answer_and_never_the_true_one():
         {"question": "What does Ada like?", "key": "figs", "answer": "Ada likes figs.", "at": 0},
         {"question": "How deep is the sea?", "key": "31", "answer": "It is 31 m deep.", "at": 1},
         {"question": "What is baked?", "key": "bread", "answer": "Bread is.", "at": 2},
+        {"question": "How deep is the sea, and what does Ada like?", "key": "baked", "answer": "It is baked.", "at": 2},
         {"question": "Who?", "key": "nobody", "answer": "nobody", "at": 2},
     ]
     for row in rows:
         row["notebook"], row["heading"] = index.chunks[row["at"]].notebook, index.chunks[row["at"]].heading
     pairs = retrieval.reading_pairs(index, rows)
-    assert len(pairs) == 3  # the last has no passage
+    assert len(pairs) == 4  # the last has no passage; that of the one before is not among the two found
+    assert "Bread is" in pairs[3]["question"]
     for pair, row in zip(pairs, rows, strict=False):
         assert not data.contains_key(pair["question"] + pair["answer"], row["key"])
         (new,) = set(pair["answer"].rstrip(".").split()) - set(row["answer"].rstrip(".").split())
