@@ -136,6 +136,14 @@ def query_log_likelihood(model, tokenizer, question: str, texts: Sequence[str]):
     return torch.tensor(out)
 
 
+def weighted_share(wanted: set[str], there: set[str], idf: dict[str, float]) -> float:
+    """Return the share of the terms ``wanted`` that are ``there``, weighted by ``idf`` (``BM25.idf``; a term that
+    no document has weighs most), 0 to 1; 0.0 if none is wanted."""
+    most = max(idf.values(), default=1.0)
+    weights = {term: idf.get(term, most) for term in wanted}
+    return sum(w for term, w in weights.items() if term in there) / (sum(weights.values()) or 1.0)
+
+
 def relevant(chunks: Sequence[Chunk], notebook: str, heading: str, key: str) -> set[int]:
     """Return the positions of the chunks of a section that hold ``key`` (as ``data.contains_key`` says)."""
     return {
@@ -239,14 +247,13 @@ class Index:
         idf, stands in one of the three best chunks."""
         import torch
 
-        most, rows = max(self.lexical.idf.values(), default=1.0), []
+        rows = []
         plain = (self.embed(questions) @ self.matrix.T).amax(1).tolist()
         for question, as_it_is, word, cosine in zip(questions, plain, *self.scores(questions), strict=True):
             found = fuse([ranking(word, 50), ranking(cosine, 50)])[:3]
-            weights = {term: self.lexical.idf.get(term, most) for term in terms(question)}
-            covered = [sum(w for t, w in weights.items() if t in self.terms[i]) for i in found]
-            share = max(covered, default=0.0) / (sum(weights.values()) or 1.0)
-            rows.append([as_it_is, max(cosine), max(word), share])
+            asked = set(terms(question))
+            shares = [weighted_share(asked, self.terms[i], self.lexical.idf) for i in found]
+            rows.append([as_it_is, max(cosine), max(word), max(shares, default=0.0)])
         return torch.tensor(rows)
 
 
@@ -368,13 +375,9 @@ def quote(embed: Embedder, question, chunks: Sequence[Chunk], k: int = 2) -> str
 
 def support(answer: str, question: str, text: str, idf: dict[str, float]) -> float:
     """Return how much of what an answer says beyond its question stands in ``text``: the share of its
-    terms, weighted by ``idf`` (``BM25.idf``; a term that no document has weighs most), 0 to 1. An answer
-    that adds nothing to its question has 0: there is nothing to support."""
-    most = max(idf.values(), default=1.0)
-    there = set(terms(text))
-    new = set(terms(answer)) - set(terms(question))
-    total = sum(idf.get(term, most) for term in new)
-    return sum(idf.get(term, most) for term in new & there) / total if total else 0.0
+    terms, weighted by ``idf``, 0 to 1. An answer that adds nothing to its question has 0: there is nothing
+    to support."""
+    return weighted_share(set(terms(answer)) - set(terms(question)), set(terms(text)), idf)
 
 
 def attribute(answer: str, question: str, chunks: Sequence[Chunk], idf: dict[str, float]) -> tuple[int, float]:

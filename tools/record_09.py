@@ -85,6 +85,7 @@ def million() -> None:
         started = time.monotonic()
         index = retrieval.vector_index(kind, vectors)
         built = time.monotonic() - started
+        gigabytes = len(faiss.serialize_index(index)) / 1e9
         for setting in settings:
             if kind == "IVF":
                 index.nprobe = setting
@@ -95,7 +96,6 @@ def million() -> None:
             ms = (time.perf_counter() - started) * 1000 / len(asked)
             truth = places if kind == "flat" else truth
             share = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(places, truth, strict=True)])
-            gigabytes = len(faiss.serialize_index(index)) / 1e9
             recording.add("09_million", {
                 "index": kind, "setting": setting, "built_s": f"{built:.0f}", "ms": f"{ms:.2f}",
                 "recall": f"{share:.3f}", "gb": f"{gigabytes:.2f}",
