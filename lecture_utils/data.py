@@ -105,6 +105,20 @@ def preferences(split: str) -> list[dict]:
     return read_jsonl(ASSETS / "preferences" / f"{split}.jsonl")
 
 
+def occupations() -> list[dict]:
+    """Return 60 occupations with the percentage of women among their people, in text and at work: the figures that
+    Rudinger et al. (2018) published with Winogender (text: Bergsma and Lin 2006; work: US labour statistics of
+    2015 and 2016)."""
+    with open(ASSETS / "occupations.tsv", encoding="utf-8") as file:
+        return [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(file, delimiter="\t")]
+
+
+def languages() -> list[dict[str, str]]:
+    """Return twelve sentences, each in twelve languages: language -> sentence. Written for this lecture with the
+    help of a language model; no native speakers have checked them."""
+    return json.loads((ASSETS / "languages.json").read_text(encoding="utf-8"))
+
+
 def lecture_qa():
     """Return the question/answer data as a ``datasets.DatasetDict`` with the splits
     ``train`` (1,260), ``test`` (140), ``untrained`` (20), ``unanswerable`` (60), and
@@ -130,6 +144,15 @@ def notices(split: str) -> list[dict]:
     """Return the notices of ``pool`` (20), ``dev`` (30) or ``test`` (70): id, text, event, place, day, time,
     price. Raises DataError for another split."""
     return _prompting("notices", split)
+
+
+def prompts(bed: str) -> dict[str, str]:
+    """Return the prompts that notebook 10 compares on a test bed of ``assets/prompting/prompts.toml``, by name.
+    Raises DataError for another test bed."""
+    beds = tomllib.loads((ASSETS / "prompting" / "prompts.toml").read_text(encoding="utf-8"))
+    if bed not in beds:
+        raise DataError(f"There are no prompts for {bed!r}: choose one of {', '.join(beds)}.")
+    return beds[bed]
 
 
 def _prompting(name: str, split: str) -> list[dict]:

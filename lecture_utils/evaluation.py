@@ -1,6 +1,7 @@
 """Judging answers: does it contain the key, how many words are right, how surprised is the model?"""
 
 import math
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -91,32 +92,69 @@ def completion_loss(model, ids, attention_mask, labels):
     return loss, int((target != -100).sum())
 
 
-def generate_answers(
-    model, tokenizer, questions, max_new_tokens: int = 32, batch_size: int = 35, temperature: float = 0.0,
-    **template_options,
-):  # fmt: skip
-    """Return the model's answers to ``questions`` (texts or conversations), in their order: greedy, or
-    sampled at a temperature above 0.
+def read_together(model, rows: list[list[int]], pad: int, least: int = 64):
+    """Return ``(ids, mask, cache)``: texts of different lengths as one batch, for a model that reads on from ``cache``.
 
-    Batched generation pads on the left, so that every prompt ends where its answer starts.
+    rows: token ids of each text. What all begin with, if it is at least ``least`` tokens, is read once,
+    here, for all of them; the rest is padded on its left, so that every text ends in the last column.
+    ids, mask: (rows, longest), the shared tokens in front. cache: of the shared tokens, or None.
     """
     import torch
 
-    prompts = [render(tokenizer, question, **template_options)[0] for question in questions]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers = [""] * len(prompts)
-    for batch in _batches(order, batch_size):
-        inputs = tokenizer(
-            [prompts[i] for i in batch],
-            add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt",
-        ).to(model.device)  # fmt: skip
+    shared = min(len(os.path.commonprefix(rows)), min(map(len, rows)) - 1)
+    shared = shared if shared >= least else 0
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        for part, begin in ((row[:shared], 0), (row[shared:], longest - len(row) + shared)):
+            ids[i, begin : begin + len(part)], mask[i, begin : begin + len(part)] = torch.tensor(part).long(), 1
+    ids, mask, cache = ids.to(model.device), mask.to(model.device), None
+    if shared:
         with torch.inference_mode():
-            how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-            out = model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **how)
-        new = out[:, inputs["input_ids"].shape[1] :]
-        for i, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-            answers[i] = text.strip()
-    return answers
+            cache = model(ids[:1, :shared], use_cache=True, logits_to_keep=1).past_key_values
+        cache.batch_repeat_interleave(len(rows))
+    return ids, mask, cache
+
+
+def complete(
+    model, tokenizer, texts: list[str], max_new_tokens: int = 32, batch_size: int = 35, temperature: float = 0.0,
+    processor=None,
+) -> list[str]:  # fmt: skip
+    """Return what the model writes after each text, in their order: greedy, or sampled at a temperature above 0.
+
+    processor: makes a transformers ``LogitsProcessor`` for each batch.
+    """
+    import torch
+
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    written = [""] * len(texts)
+    how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    for batch in _batches(order, batch_size):
+        rows = tokenizer([texts[i] for i in batch], add_special_tokens=False)["input_ids"]
+        ids, mask, cache = read_together(model, rows, tokenizer.pad_token_id)
+        if processor:
+            how["logits_processor"] = [processor()]
+        with torch.inference_mode():
+            out = model.generate(
+                input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id, **how,
+            )  # fmt: skip
+        for i, text in zip(
+            batch, tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True), strict=True
+        ):
+            written[i] = text
+    return written
+
+
+def generate_answers(
+    model, tokenizer, questions, max_new_tokens: int = 32, batch_size: int = 35, temperature: float = 0.0,
+    processor=None, **template_options,
+) -> list[str]:  # fmt: skip
+    """Return the model's answers to ``questions`` (texts or conversations), in their order, as ``complete`` writes them."""
+    prompts = [render(tokenizer, question, **template_options)[0] for question in questions]
+    written = complete(model, tokenizer, prompts, max_new_tokens, batch_size, temperature, processor)
+    return [text.strip() for text in written]
 
 
 @dataclass

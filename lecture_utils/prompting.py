@@ -4,6 +4,7 @@ Notebook 10 measures with it what a prompt is worth.
 """
 
 import ast
+import json
 import operator
 import random
 import re
@@ -32,6 +33,21 @@ class Prompt:
         return messages + data.chat(self.ask.replace("{text}", text))
 
 
+def balanced(rows: Sequence[dict], count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Return ``count`` (text, label) examples drawn from rows, as many of each label, in random order.
+    Raises ValueError if ``count`` cannot be shared out so."""
+    chance, labels = random.Random(seed), sorted({row["label"] for row in rows})
+    if count % len(labels):
+        raise ValueError(f"count={count} examples cannot be shared out among {len(labels)} labels.")
+    drawn = [
+        (row["text"], label)
+        for label in labels
+        for row in chance.sample([r for r in rows if r["label"] == label], count // len(labels))
+    ]
+    chance.shuffle(drawn)
+    return drawn
+
+
 # Choices ------------------------------------------------------------------------------------
 
 
@@ -43,6 +59,7 @@ def choice_log_probabilities(model, tokenizer, conversations, choices: Sequence[
     import torch
 
     from lecture_utils.alignment import token_log_probabilities
+    from lecture_utils.evaluation import read_together
 
     ids = [tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in choices]
     prompts = [
@@ -53,33 +70,35 @@ def choice_log_probabilities(model, tokenizer, conversations, choices: Sequence[
     longest = max(map(len, ids))
     for start in range(0, len(order), rows):
         batch = order[start : start + rows]
-        columns = range(len(choices)) if longest > 1 else (0,)
-        for column in columns:
+        for column in range(len(choices)) if longest > 1 else (0,):
             tail = ids[column][:-1] if longest > 1 else []
-            texts = [prompts[i] + tail for i in batch]
-            width = max(map(len, texts))
-            given = torch.full((len(texts), width), tokenizer.pad_token_id)
-            seen = torch.zeros_like(given)
-            for row, text in enumerate(texts):  # padded on the left: all end in the last column
-                given[row, width - len(text) :], seen[row, width - len(text) :] = torch.tensor(text), 1
+            given, seen, cache = read_together(model, [prompts[i] + tail for i in batch], tokenizer.pad_token_id)
+            read = cache.get_seq_length() if cache else 0
             with torch.inference_mode():
                 logits = model(
-                    input_ids=given.to(model.device), attention_mask=seen.to(model.device),
-                    position_ids=(seen.cumsum(1) - 1).clamp(min=0).to(model.device), logits_to_keep=len(tail) + 1,
+                    input_ids=given[:, read:], attention_mask=seen, past_key_values=cache,
+                    position_ids=(seen.cumsum(1) - 1).clamp(min=0)[:, read:], logits_to_keep=len(tail) + 1,
                 ).logits.cpu()  # fmt: skip
             if longest == 1:
                 log_p = logits[:, -1].float().log_softmax(-1)
                 out[batch] = log_p[:, [i[0] for i in ids]]
             else:
-                wanted = torch.tensor(ids[column]).expand(len(texts), -1)
+                wanted = torch.tensor(ids[column]).expand(len(batch), -1)
                 out[batch, column] = token_log_probabilities(logits, wanted).sum(1)
     return out
 
 
-def calibrated(scores, empty):
-    """Return choice scores (n, choices) less those of a question without content (choices,): the model's
-    liking for a word as such is taken off (contextual calibration, Zhao et al. 2021)."""
-    return scores - empty
+def first_of(answer: str, choices: Sequence[str]) -> str | None:
+    """Return the choice that an answer says first, in whatever case; None if it says none."""
+    found = re.search("|".join(map(re.escape, choices)), answer, re.IGNORECASE)
+    return found and next(choice for choice in choices if choice.lower() == found[0].lower())
+
+
+def calibrated(scores, liking):
+    """Return choice scores (n, choices) less the model's ``liking`` for each word as such (choices,): its scores
+    for a text without content (contextual calibration, Zhao et al. 2021), or the mean over texts without labels
+    (batch calibration, Zhou et al. 2023)."""
+    return scores - liking
 
 
 # Grammars -----------------------------------------------------------------------------------
@@ -102,12 +121,12 @@ def write_within(
         with torch.inference_mode():
             out = model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = out.past_key_values
-        for token in out.logits[0, -1].float().argsort(descending=True).tolist():
+        for token in out.logits[0, -1].float().argsort(descending=True, stable=True).tolist():
             if token == tokenizer.eos_token_id:
                 if whole(text):
                     return text
                 continue
-            piece = tokenizer.decode([token])
+            piece = tokenizer.decode([token], skip_special_tokens=True)
             if piece and "\ufffd" not in piece and may_begin(text + piece):
                 break
         else:
@@ -117,16 +136,79 @@ def write_within(
     raise ValueError(f"After {most} tokens the text is not whole: {text!r}. Allow more tokens.")
 
 
+class Held:
+    """A logits processor for ``generate``: only tokens after which the text can still match a regular
+    expression, as the compiled grammar of llguidance says. Make a new one for each batch.
+
+    engine: llguidance.hf.from_tokenizer(tokenizer).  end: the id of the end-of-turn token.
+    """
+
+    def __init__(self, engine, pattern: str, end: int):
+        import llguidance
+
+        # no_forcing: any tokens that spell the text, as in write_within, and not one spelling alone
+        grammar = llguidance.LLMatcher.grammar_from_lark(
+            '%llguidance {"no_forcing": true}\nstart: /' + pattern.replace("/", r"\/") + "/"
+        )
+        self.new_matcher, self.end = lambda: llguidance.LLMatcher(engine, grammar), end
+        self.matchers, self.read = [], 0
+
+    def __call__(self, ids, scores):
+        """ids: (rows, time so far). scores: (rows, vocabulary). Returns them with -inf where a token may not follow."""
+        import torch
+
+        if not self.matchers:
+            self.matchers, self.read = [self.new_matcher() for _ in ids], ids.shape[1]
+        held = torch.full_like(scores, -torch.inf)
+        for row, matcher in enumerate(self.matchers):
+            if not matcher.is_stopped():
+                matcher.consume_tokens(ids[row, self.read :].tolist())
+            if matcher.is_stopped():  # nothing can follow the whole text but its end
+                may_follow = torch.tensor([self.end])
+            else:
+                may_follow = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8).nonzero()[
+                    :, 0
+                ]
+            held[row, may_follow] = scores[row, may_follow]
+        self.read = ids.shape[1]
+        return held
+
+
+EVENT_FIELDS = ("event", "place", "day", "time", "price")
+_TEXT = r'"[ !#-\[\]-~]{1,50}"'  # printable ASCII but the quotation mark and the backslash
+EVENT = (  # a notice as JSON, as a regular expression
+    rf'\{{"event": {_TEXT}, "place": {_TEXT}, "day": "(Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day", '
+    r'"time": "([01][0-9]|2[0-3]):[0-5][0-9]", "price": (0|[1-9][0-9]{0,2})\}'
+)
+
+
+def as_json(notice: dict) -> str:
+    """Return a notice's fields as the JSON that ``EVENT`` matches."""
+    return json.dumps({field: notice[field] for field in EVENT_FIELDS})
+
+
+def fields_right(answer: str, notice: dict) -> list[bool]:
+    """Return for each field of ``EVENT_FIELDS`` whether a JSON answer gives it as the notice does; no JSON object, none."""
+    try:
+        given = json.loads(answer)
+    except ValueError:
+        given = None
+    given = given if isinstance(given, dict) else {}
+    return [field in given and given[field] == notice[field] for field in EVENT_FIELDS]
+
+
 # Problems made by code ----------------------------------------------------------------------
 
 MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
           "November", "December")  # fmt: skip
 
 
-def dates(count: int, seed: int = 0) -> list[tuple[str, str]]:
+DATE_FORMS = ("{d} {name} {y}", "{name} {d}, {y}", "the {d}{th} of {name} {y}", "{d} {short} {y}", "{short}. {d}, {y}")
+
+
+def dates(count: int, seed: int = 0, forms: Sequence[str] = DATE_FORMS) -> list[tuple[str, str]]:
     """Return ``count`` different dates as people write them, with their ISO form: ("3 May 2019", "2019-05-03")."""
     chance, made = random.Random(seed), {}
-    forms = ("{d} {name} {y}", "{name} {d}, {y}", "the {d}{th} of {name} {y}", "{d} {short} {y}", "{short}. {d}, {y}")
     while len(made) < count:
         y, m, d = chance.randint(1950, 2029), chance.randint(1, 12), chance.randint(1, 28)
         th = "th" if 4 <= d <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(d % 10, "th")
@@ -137,46 +219,66 @@ def dates(count: int, seed: int = 0) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Problem:
-    """An arithmetic word problem in two steps."""
+    """An arithmetic word problem in two steps: a + b, then less c."""
 
     text: str
     steps: str  # the reasoning, in words
-    answer: int
+    numbers: tuple[int, int, int]  # a, b, c
+
+    @property
+    def answer(self) -> int:
+        a, b, c = self.numbers
+        return a + b - c
+
+    def first_step(self, error: int = 0) -> str:
+        """Return the reasoning up to its first result, which is made wrong by ``error``."""
+        begun = self.steps[: self.steps.index(" = ")]
+        return f"{begun} = {sum(self.numbers[:2]) + error}"
 
 
-_STORIES = (  # (text, first step, second step, answer from a, b, c)
+_STORIES = (  # (text, reasoning)
     ("{n} has {a} {x}. {n} buys {b} more and then gives away {c}. How many {x} does {n} have now?",
-     "{a} + {b} = {ab}.", "{ab} - {c} = {r}.", lambda a, b, c: (a + b, a + b - c)),
-    ("A box holds {a} {x}. There are {b} boxes and {c} loose {x}. How many {x} are there in all?",
-     "{b} x {a} = {ab}.", "{ab} + {c} = {r}.", lambda a, b, c: (a * b, a * b + c)),
-    ("{n} bakes {b} trays of {a} {x} and sells {c}. How many {x} are left?",
-     "{b} x {a} = {ab}.", "{ab} - {c} = {r}.", lambda a, b, c: (a * b, a * b - c)),
-    ("There are {a} {x} on one shelf and {b} on another. {n} takes {c} of them. How many {x} remain?",
-     "{a} + {b} = {ab}.", "{ab} - {c} = {r}.", lambda a, b, c: (a + b, a + b - c)),
-    ("{n} reads {a} pages a day for {b} days, and {c} pages on the last day. How many pages is that?",
-     "{b} x {a} = {ab}.", "{ab} + {c} = {r}.", lambda a, b, c: (a * b, a * b + c)),
+     "{n} starts with {a} {x}. After buying {b} more, {n} has {a} + {b} = {ab} {x}. "
+     "After giving away {c}, {n} has {ab} - {c} = {r} {x}."),
     ("A bus starts with {a} people. At the first stop {b} get on, at the second {c} get off. How many are on the bus?",
-     "{a} + {b} = {ab}.", "{ab} - {c} = {r}.", lambda a, b, c: (a + b, a + b - c)),
+     "The bus starts with {a} people. After the first stop there are {a} + {b} = {ab}. "
+     "After the second stop there are {ab} - {c} = {r}."),
+    ("There are {a} {x} on one shelf and {b} on another. {n} takes {c} of them. How many {x} remain?",
+     "Together there are {a} + {b} = {ab} {x}. After {n} takes {c}, there are {ab} - {c} = {r} {x}."),
 )  # fmt: skip
 
 
 def problems(count: int, seed: int = 0, stories: Sequence[int] = range(len(_STORIES))) -> list[Problem]:
-    """Return ``count`` different word problems; ``stories`` picks their patterns, so that examples and test
-    need not share one."""
+    """Return ``count`` different word problems with numbers from 2 to 9; ``stories`` picks their patterns."""
     chance, made = random.Random(seed), {}
     while len(made) < count:
-        text, first, second, solve = _STORIES[chance.choice(list(stories))]
-        a, b, c = chance.randint(2, 12), chance.randint(2, 9), chance.randint(1, 9)
-        ab, r = solve(a, b, c)
+        text, steps = _STORIES[chance.choice(list(stories))]
+        a, b, c = (chance.randint(2, 9) for _ in range(3))
+        ab, r = a + b, a + b - c
         if r < 1:
             continue
         words = {"n": chance.choice(("Mia", "Tom", "Ada", "Sam", "Lea", "Ben")),
                  "x": chance.choice(("apples", "books", "cookies", "marbles", "stamps", "pens"))}  # fmt: skip
-        values = {"a": a, "b": b, "c": c, "ab": ab, "r": r}
-        steps = f"{first.format(**values)} {second.format(**values)} The answer is {r}."
-        problem = Problem(text.format(**words, **values), steps, r)
+        values = words | {"a": a, "b": b, "c": c, "ab": ab, "r": r}
+        problem = Problem(text.format(**values), f"{steps.format(**values)} The answer is {r}.", (a, b, c))
         made[problem.text] = problem
     return list(made.values())
+
+
+def ways_to_solve(examples: Sequence[Problem]) -> dict[str, Prompt]:
+    """Return five prompts for a word problem. All but the first two show the examples: with their answers
+    alone, with their steps, or with calls of a calculator in the steps."""
+
+    def shown(answer) -> Prompt:
+        return Prompt("{text}", shots=tuple((p.text, answer(p)) for p in examples))
+
+    return {
+        "no example": Prompt("{text} Answer with a number."),
+        "step by step": Prompt("{text}\nLet's think step by step."),
+        "answers shown": shown(lambda p: f"The answer is {p.answer}."),
+        "steps shown": shown(lambda p: p.steps),
+        "calculator": shown(lambda p: re.sub(r"(\d+ [+-] \d+) =", r"CALC(\1) =", p.steps)),
+    }
 
 
 def last_number(text: str) -> int | None:
@@ -219,3 +321,25 @@ def calculate(expression: str) -> int | float:
         raise ValueError(f"{expression!r} is no expression: {error.msg}.") from error
     except ZeroDivisionError as error:
         raise ValueError(f"{expression!r} divides by zero.") from error
+
+
+def with_calculator(complete: Callable[[list[str]], list[str]], begun: list[str], rounds: int = 4) -> list[str]:
+    """Return the answers of a model that may write ``CALC(...) =``: the text is cut there, the result
+    written behind it, and the model goes on. A call that is no calculation is refused in the text.
+
+    complete: texts to what the model writes next. begun: prompts. rounds: calls at most for each.
+    """
+    said, busy = [""] * len(begun), list(range(len(begun)))
+    for turn in range(rounds + 1):
+        new = complete([begun[i] + said[i] for i in busy]) if busy else []
+        for i, text in zip(tuple(busy), new, strict=True):
+            call = re.search(r"CALC\((.*?)\) =", text)
+            said[i] += text[: call.end()] if call else text
+            if not call or turn == rounds:
+                busy.remove(i)
+                continue
+            try:
+                said[i] += f" {calculate(call[1])}"
+            except ValueError:
+                said[i] += " [refused]"
+    return said

@@ -301,3 +301,20 @@ def test_length_does_not_give_the_better_answer_away(pairs):
 def test_unknown_split_of_preferences():
     with pytest.raises(data.DataError, match="'train' or 'test'"):
         data.preferences("valid")
+
+
+def test_occupations_are_sixty_with_two_percentages():
+    rows = data.occupations()
+    assert len(rows) == len({row["occupation"] for row in rows}) == 60
+    for row in rows:
+        assert 0 <= row["text_percent_women"] <= 100 and 0 <= row["work_percent_women"] <= 100
+    assert rows[0] == {"occupation": "technician", "text_percent_women": 9.42, "work_percent_women": 40.34}
+
+
+def test_sentences_stand_in_all_languages():
+    rows = data.languages()
+    assert len(rows) == 12 and len(rows[0]) == 12
+    for row in rows:
+        assert list(row) == list(rows[0]) and all(text.strip() == text != "" for text in row.values())
+        assert 8 <= len(row["English"].split()) <= 16
+        assert row["English"].isascii() and not row["Greek"].isascii() and not row["Chinese"].isascii()

@@ -1,4 +1,5 @@
 import math
+import os
 import random
 
 import pytest
@@ -79,3 +80,26 @@ def test_evaluate_counts_keys_and_leaves_eval_mode(tiny, tokenizer, monkeypatch)
     assert (report.right, report.total, report.key_accuracy) == (1, 2, 0.5)
     assert report.f1 == pytest.approx(0.5) and not tiny.training
     assert "1/2" in str(report)
+
+
+@pytest.mark.parametrize("least", [1, 8, 10_000])
+def test_texts_read_together_are_read_as_alone(tiny, tokenizer, least):
+    texts = [f"One beginning, which all of them share. {end}" for end in ("Then?", "And then, after a while?", "")]
+    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    ids, mask, cache = evaluation.read_together(tiny, rows, tokenizer.pad_token_id, least)
+    read = cache.get_seq_length() if cache else 0
+    assert read == (0 if least == 10_000 else min(len(os.path.commonprefix(rows)), min(map(len, rows)) - 1))
+    assert [row[seen.bool()].tolist() for row, seen in zip(ids, mask, strict=True)] == rows
+    with torch.inference_mode():
+        places = (mask.cumsum(1) - 1).clamp(min=0)[:, read:]
+        ours = tiny(ids[:, read:], attention_mask=mask, position_ids=places, past_key_values=cache).logits[:, -1]
+        for row, logits in zip(rows, ours, strict=True):
+            torch.testing.assert_close(logits, tiny(torch.tensor([row])).logits[0, -1], atol=1e-4, rtol=1e-4)
+
+
+def test_completions_with_a_shared_beginning_are_those_of_each_text_alone(tiny, tokenizer):
+    shared = "A long beginning that stands in front of every text. " * 12
+    texts = [shared + end for end in ("Yes", "No, or rather yes", "Perhaps, said the second of them")]
+    together = evaluation.complete(tiny, tokenizer, texts, max_new_tokens=8)
+    assert together == [evaluation.complete(tiny, tokenizer, [text], max_new_tokens=8)[0] for text in texts]
+    assert len(set(together)) > 1

@@ -1,5 +1,7 @@
 import datetime
+import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +24,8 @@ def test_messages_of_a_prompt():
 @pytest.mark.parametrize("choices", [(" yes", " no"), ("Monday", "a day in the middle of the week", "no")])
 def test_choice_log_probabilities_equal_the_library_loss(tiny, tokenizer, choices):
     asked = [data.chat("Is it?"), data.chat("A much longer question, so that rows are padded: is it or is it not?")]
+    shots = (("How is it, in a few words?", "It is as it was."),) * 4  # a beginning long enough to be shared
+    asked += [Prompt("{text}", shots=shots).messages(text) for text in ("Is it?", "Is it so, or is it not so?")]
     ours = prompting.choice_log_probabilities(tiny, tokenizer, asked, choices, rows=2)
     for i, conversation in enumerate(asked):
         prompt = tokenizer(data.render(tokenizer, conversation)[0], add_special_tokens=False)["input_ids"]
@@ -69,6 +73,27 @@ def test_a_grammar_is_kept_and_each_token_is_the_most_probable_one_allowed(tiny,
     assert text == ours
 
 
+def test_special_tokens_are_no_text(tiny, tokenizer):
+    """A grammar that allows the characters of <|im_start|> still does not get that token."""
+
+    class Eager(torch.nn.Module):  # wants <|im_start|> first, then a plain "<", then the end
+        device, config, step = tiny.device, tiny.config, 0
+
+        def __call__(self, input_ids, **_):
+            logits = torch.zeros(1, 1, len(tokenizer))
+            wanted = [tokenizer.convert_tokens_to_ids("<|im_start|>"), tokenizer.convert_tokens_to_ids("<")]
+            logits[0, 0, wanted if not self.step else [tokenizer.eos_token_id]] = torch.tensor([9.0, 5.0])[
+                : 2 - self.step
+            ]
+            self.step = 1
+            return SimpleNamespace(logits=logits, past_key_values=None)
+
+    def allowed(text):
+        return set(text) <= set("<|>_abcdefghijklmnopqrstuvwxyz")
+
+    assert prompting.write_within(Eager(), tokenizer, "x", allowed, allowed) == "<"
+
+
 def test_a_grammar_that_cannot_be_kept_is_an_error(tiny, tokenizer):
     with pytest.raises(ValueError, match="No token goes on"):
         prompting.write_within(tiny, tokenizer, "x", lambda text: False, lambda text: False)
@@ -84,6 +109,7 @@ def test_dates_are_real_and_different():
         assert str(day.year) in text and re.search(rf"\b{day.day}(st|nd|rd|th)?\b", text)
         assert prompting.MONTHS[day.month - 1][:3] in text
     said = " ".join(text for text, _ in made)
+    assert all(text.startswith("the ") for text, _ in prompting.dates(5, forms=prompting.DATE_FORMS[2:3]))
     assert not re.search(r"\b(1th|2th|3th|11st|12nd|13rd|21th)\b", said) and "1st" in said and "11th" in said
 
 
@@ -91,11 +117,153 @@ def test_problems_are_solved_by_their_steps():
     made = prompting.problems(120, seed=1)
     assert len({p.text for p in made}) == 120
     for problem in made:
-        (left, middle), (right, end) = re.findall(r"([\dx+ -]+) = (\d+)\.", problem.steps)
-        assert prompting.calculate(left.replace("x", "*")) == int(middle)
-        assert right.split()[0] == middle and prompting.calculate(right) == int(end) == problem.answer > 0
+        (left, middle), (right, end) = re.findall(r"(\d+ [+-] \d+) = (\d+)", problem.steps)
+        assert prompting.calculate(left) == int(middle) and right.split()[0] == middle
+        assert prompting.calculate(right) == int(end) == problem.answer > 0
         assert problem.steps.endswith(f"The answer is {problem.answer}.")
-    assert all("shelf" in p.text for p in prompting.problems(10, stories=(3,)))
+        assert set(map(str, problem.numbers)) <= set(re.findall(r"\d+", problem.text))
+        assert problem.steps.startswith(problem.first_step()) and problem.first_step().endswith(f" = {middle}")
+        assert problem.first_step(1).endswith(f" = {int(middle) + 1}")
+    assert all("shelf" in p.text for p in prompting.problems(10, stories=(2,)))
+
+
+def test_ways_to_solve_show_answers_steps_or_calls():
+    examples = prompting.problems(2, seed=3, stories=(0,))
+    ways = prompting.ways_to_solve(examples)
+    assert list(ways) == ["no example", "step by step", "answers shown", "steps shown", "calculator"]
+    assert ways["no example"].shots == ways["step by step"].shots == ()
+    assert ways["answers shown"].shots[0] == (examples[0].text, f"The answer is {examples[0].answer}.")
+    assert ways["steps shown"].shots[1] == (examples[1].text, examples[1].steps)
+    called = ways["calculator"].shots[0][1]
+    assert called.count("CALC(") == 2 and re.sub(r"CALC\(([^)]*)\)", r"\1", called) == examples[0].steps
+
+
+def test_with_calculator_answers_each_call_and_refuses_what_is_none():
+    script = {  # what is written after a text's end
+        "A:": "I take CALC(2 + 3) = 7, which is nonsense", "= 5": " and CALC(5 * 2) = 1", "= 10": ". It is 10.",
+        "B:": "No call.", "C:": "CALC(open('x')) = 1", "[refused]": " sorry",
+    }  # fmt: skip
+    asked = []
+
+    def complete(texts):
+        asked.append(len(texts))
+        return [next(v for k, v in script.items() if text.endswith(k)) for text in texts]
+
+    assert prompting.with_calculator(complete, ["A:", "B:"]) == [
+        "I take CALC(2 + 3) = 5 and CALC(5 * 2) = 10. It is 10.", "No call.",
+    ]  # fmt: skip
+    assert asked == [2, 1, 1]
+    assert prompting.with_calculator(complete, ["C:"]) == ["CALC(open('x')) = [refused] sorry"]
+    endless = prompting.with_calculator(lambda texts: [" CALC(1) ="] * len(texts), ["x"], rounds=2)
+    assert endless == [" CALC(1) = 1 CALC(1) = 1 CALC(1) ="]
+    assert prompting.with_calculator(complete, []) == []
+
+
+def test_balanced_examples_have_as_many_of_each_label():
+    pool = data.reviews("pool")
+    for count in (2, 8):
+        drawn = prompting.balanced(pool, count, seed=1)
+        assert len(set(drawn)) == count and sum(label == "positive" for _, label in drawn) == count // 2
+        assert set(drawn) <= {(r["text"], r["label"]) for r in pool} and drawn == prompting.balanced(pool, count, 1)
+    assert prompting.balanced(pool, 8, 1) != prompting.balanced(pool, 8, 2)
+    with pytest.raises(ValueError, match="shared out"):
+        prompting.balanced(pool, 3)
+
+
+def test_first_of_takes_the_label_said_first():
+    labels = ("positive", "negative")
+    said = ("Positive, not negative", "It's NEGATIVE.", "neither", "")
+    assert [prompting.first_of(a, labels) for a in said] == ["positive", "negative", None, None]
+
+
+def test_prompts_have_one_place_for_the_text():
+    for bed in ("dates", "reviews", "notices"):
+        for ask in data.prompts(bed).values():
+            assert Prompt(ask).messages("<here>")[0]["content"].count("<here>") == 1
+    with pytest.raises(data.DataError, match="dates"):
+        data.prompts("poems")
+
+
+NOTICE = {"event": "Quiz", "place": "Old inn", "day": "Friday", "time": "19:30", "price": 4}
+
+
+def test_events_as_json():
+    for split in ("pool", "dev", "test"):
+        for notice in data.notices(split):
+            text = prompting.as_json(notice)
+            assert re.fullmatch(prompting.EVENT, text) and prompting.fields_right(text, notice) == [True] * 5
+    whole = prompting.as_json(NOTICE)
+    for old, new in (
+        ("Friday", "Funday"),
+        ("19:30", "24:00"),
+        ("4}", "04}"),
+        ("4}", "4"),
+        ("Quiz", 'Qu"iz'),
+        ("Quiz", ""),
+    ):
+        assert not re.fullmatch(prompting.EVENT, whole.replace(old, new))
+    assert prompting.fields_right(whole.replace("Friday", "Monday"), NOTICE) == [True, True, False, True, True]
+    assert prompting.fields_right('{"price": "4", "event": "Quiz"}', NOTICE) == [True, False, False, False, False]
+    for no_object in ("", "[1]", "4", "{", "null", "NaN"):
+        assert not any(prompting.fields_right(no_object, NOTICE))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_the_model_prefers_constrained_decoding_is_valid_json(tiny, tokenizer, seed):
+    """By hand and by llguidance alike, also where the model's preferences are noise."""
+    hf = pytest.importorskip("llguidance.hf")
+    regex = pytest.importorskip("regex")
+    allowed, engine = regex.compile(prompting.EVENT), hf.from_tokenizer(tokenizer)
+    torch.manual_seed(seed)
+
+    class Noisy(torch.nn.Module):  # another taste at each position, the same for both
+        device, config, taste = tiny.device, tiny.config, torch.randn(400, len(tokenizer)) * 5
+
+        def __call__(self, input_ids, past_key_values=0, **_):
+            length = (past_key_values or 0) + input_ids.shape[1]
+            return SimpleNamespace(logits=self.taste[length % 400].view(1, 1, -1), past_key_values=length)
+
+    noisy, asked = Noisy(), data.chat("Which event?")
+    ours = prompting.write_within(
+        noisy, tokenizer, asked, lambda t: allowed.fullmatch(t, partial=True) is not None,
+        lambda t: allowed.fullmatch(t) is not None, most=200,
+    )  # fmt: skip
+    json.loads(ours)
+    held = prompting.Held(engine, prompting.EVENT, tokenizer.eos_token_id)
+    ids = tokenizer(data.render(tokenizer, asked)[0], add_special_tokens=False, return_tensors="pt")["input_ids"]
+    start = ids.shape[1]
+    while ids[0, -1] != tokenizer.eos_token_id or ids.shape[1] == start:
+        token = held(ids, noisy(ids).logits[:, -1]).argmax(-1, keepdim=True)
+        ids = torch.cat((ids, token), 1)
+    theirs = tokenizer.decode(ids[0, start:-1])
+    assert re.fullmatch(prompting.EVENT, theirs) and json.loads(theirs)
+    assert theirs == ours
+
+
+def test_held_rows_end_apart_and_generate_goes_on(tiny, tokenizer):
+    hf = pytest.importorskip("llguidance.hf")
+    engine = hf.from_tokenizer(tokenizer)
+    asked = ["Short?", "A longer question, which is padded less than the other one?"]
+    said = evaluation.generate_answers(
+        tiny,
+        tokenizer,
+        asked,
+        40,
+        2,
+        processor=lambda: prompting.Held(engine, "(no|yes, [a-z]{3,9}) [0-9]{2}", tokenizer.eos_token_id),
+    )
+    assert all(re.fullmatch("(no|yes, [a-z]{3,9}) [0-9]{2}", text) for text in said)
+    alone = [
+        evaluation.generate_answers(
+            tiny,
+            tokenizer,
+            [q],
+            40,
+            processor=lambda: prompting.Held(engine, "(no|yes, [a-z]{3,9}) [0-9]{2}", tokenizer.eos_token_id),
+        )[0]
+        for q in asked
+    ]
+    assert said == alone
 
 
 def test_last_number_and_majority():

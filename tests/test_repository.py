@@ -18,6 +18,7 @@ FLOORS = {
     "transformer": 1, "baselines": 1, "tokenization": 1, "lora": 1, "quantization": 1, "memory": 1,
     "training": 2, "generation": 2, "decoding": 2, "evaluation": 2, "plotting": 2, "exercises": 2,
     "family": 3, "finetuning": 3, "alignment": 3, "ppo": 3, "feedback": 3, "chunking": 0, "retrieval": 3, "prompting": 3,
+    "safety": 3, "multimodal": 1,
 }  # fmt: skip
 
 

@@ -1,0 +1,115 @@
+import math
+import random
+
+import pytest
+import torch
+
+from lecture_utils import data, safety
+
+
+def test_confidence_is_the_exponential_of_the_librarys_loss(tiny, tokenizer):
+    questions = ["Who?", "A much longer question, so that the rows are padded: who was it, and when?", "Where?"]
+    answers = ["She.", "It was she, last year.", "Over there, behind the second house."]
+    found = safety.confidence(tiny, tokenizer, questions, answers, rows=2)
+    for ours, question, answer in zip(found, questions, answers, strict=True):
+        prompt, completion = data.token_ids(tokenizer, question, answer)
+        labels = torch.tensor([[-100] * len(prompt) + completion])
+        with torch.inference_mode():
+            loss = tiny(input_ids=torch.tensor([prompt + completion]), labels=labels).loss
+        assert ours == pytest.approx(math.exp(-loss.item()), rel=1e-4)
+
+
+def test_calibration_error_of_a_worked_example():
+    # two bins: .2 and .4 (one of two right), .9 and 1.0 (both right)
+    confidence, right = [0.2, 0.4, 0.9, 1.0], [True, False, True, True]
+    low, high = safety.reliability(confidence, right, bins=2)
+    assert low == {"confidence": pytest.approx(0.3), "accuracy": 0.5, "count": 2}
+    assert high == {"confidence": pytest.approx(0.95), "accuracy": 1.0, "count": 2}
+    assert safety.expected_calibration_error(confidence, right, bins=2) == pytest.approx(0.5 * 0.2 + 0.5 * 0.05)
+    assert safety.expected_calibration_error([1.0] * 3, [True] * 3) == 0
+    assert safety.expected_calibration_error([1.0] * 3, [False] * 3) == 1
+
+
+def test_a_model_as_good_as_it_says_has_no_calibration_error():
+    chance = random.Random(0)
+    confidence = [chance.random() for _ in range(50_000)]
+    right = [chance.random() < c for c in confidence]
+    assert safety.expected_calibration_error(confidence, right) < 0.01
+    assert safety.expected_calibration_error(confidence, [chance.random() < c / 2 for c in confidence]) > 0.2
+
+
+@pytest.mark.parametrize(("confidence", "right"), [([], []), ([0.5], []), ([1.1], [True]), ([float("nan")], [True])])
+def test_confidences_that_are_none(confidence, right):
+    with pytest.raises(ValueError):
+        safety.reliability(confidence, right)
+
+
+def test_auc_is_the_share_of_pairs_in_order():
+    chance = random.Random(1)
+    scores = [chance.randint(0, 5) for _ in range(60)]  # with many equal ones
+    positive = [chance.random() < 0.4 for _ in scores]
+    pairs = [
+        (a, b)
+        for a, p in zip(scores, positive, strict=True)
+        if p
+        for b, q in zip(scores, positive, strict=True)
+        if not q
+    ]
+    assert safety.auc(scores, positive) == pytest.approx(sum((a > b) + (a == b) / 2 for a, b in pairs) / len(pairs))
+    assert safety.auc([2, 1], [True, False]) == 1 and safety.auc([1, 2], [True, False]) == 0
+    x, y = safety.roc(scores, positive)
+    assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1) and x == sorted(x) and y == sorted(y)
+    with pytest.raises(ValueError, match="both kinds"):
+        safety.roc([1, 2], [True, True])
+
+
+def test_exposure_at_its_ends():
+    others = [float(i) for i in range(1, 1024)]  # with the canary 1,024 candidates
+    assert safety.exposure(0.5, others) == 10.0  # the first
+    assert safety.exposure(2000.0, others) == 0.0  # the last
+    assert safety.exposure(1.0, others) == 9.0  # an equal one goes before it: the second
+    assert safety.exposure(511.5, others) == pytest.approx(1.0)  # rank 512
+
+
+def test_private_gradient_cuts_each_example_and_adds_noise():
+    gradients = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])  # of lengths 5, .5, 0
+    cut = safety.private_gradient(gradients, clip=1.0, noise=0.0)
+    torch.testing.assert_close(cut, torch.tensor([0.6 + 0.3, 0.8 + 0.4]) / 3)
+    g = torch.Generator().manual_seed(0)
+    noisy = safety.private_gradient(torch.zeros(4, 100_000), clip=2.0, noise=1.5, generator=g)
+    assert noisy.std().item() == pytest.approx(1.5 * 2.0 / 4, rel=0.02) and abs(noisy.mean()) < 0.01
+
+
+def test_the_watermark_is_the_librarys():
+    from transformers import WatermarkDetector, WatermarkingConfig
+    from transformers.generation import WatermarkLogitsProcessor
+
+    torch.manual_seed(0)
+    ids, scores = torch.randint(0, 500, (3, 40)), torch.randn(3, 500)
+    theirs = WatermarkLogitsProcessor(500, "cpu", greenlist_ratio=0.25, bias=2.0)
+    before = scores.clone()
+    torch.testing.assert_close(safety.Watermark(bias=2.0)(ids, scores), theirs(ids, scores))
+    assert torch.equal(scores, before)
+
+    from types import SimpleNamespace
+
+    config = SimpleNamespace(is_encoder_decoder=False, bos_token_id=-1, vocab_size=500)
+    detector = WatermarkDetector(config, "cpu", WatermarkingConfig(), ignore_repeated_ngrams=True)
+    ids = torch.randint(0, 8, (3, 60))  # with repeated pairs
+    z = detector(ids, return_dict=True).z_score
+    assert [safety.watermark_z(row, 500) for row in ids.tolist()] == pytest.approx(list(z))
+
+
+def test_a_marked_text_is_told_from_an_unmarked_one():
+    marked, text = [7], [7]
+    chance = random.Random(0)
+    for _ in range(200):
+        green = safety.green_list(marked[-1], 1000).tolist()
+        marked.append(chance.choice(green) if chance.random() < 0.6 else chance.randrange(1000))
+        text.append(chance.randrange(1000))
+    assert safety.watermark_z(marked, 1000) > 8 > 3 > abs(safety.watermark_z(text, 1000))
+    assert safety.watermark_z(marked, 1000, key=7) < 3  # another key sees nothing
+    all_green = safety.watermark_z([7, safety.green_list(7, 1000)[0].item()], 1000)
+    assert all_green == pytest.approx(0.75 / math.sqrt(0.25 * 0.75))
+    with pytest.raises(ValueError, match="no pair"):
+        safety.watermark_z([3], 1000)
