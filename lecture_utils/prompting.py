@@ -166,9 +166,8 @@ class Held:
             if matcher.is_stopped():  # nothing can follow the whole text but its end
                 may_follow = torch.tensor([self.end])
             else:
-                may_follow = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8).nonzero()[
-                    :, 0
-                ]
+                bits = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8)
+                may_follow = bits.nonzero().flatten()
             held[row, may_follow] = scores[row, may_follow]
         self.read = ids.shape[1]
         return held
