@@ -13,6 +13,7 @@ import sys
 import recording
 
 LABELS = ("positive", "negative")
+OTHER = dict(zip(LABELS, LABELS[::-1], strict=True))
 BEST = "mood"  # of the six wordings for reviews, on the development set
 
 
@@ -95,7 +96,8 @@ def feedback(room: Room) -> None:
 
 
 def reviews(room: Room) -> None:
-    """Six candidates on the development reviews and the test reviews; four roles; labels written and scored."""
+    """Six candidates on the development reviews and the test reviews; four roles; the labels named in the
+    other order; longer answers."""
     from lecture_utils import data, prompting
 
     ask = data.prompts("reviews")
@@ -108,13 +110,14 @@ def reviews(room: Room) -> None:
             if room.missing(f"reviews, {split}", name):
                 said = [prompting.first_of(a, LABELS) for a in room.answers(prompt, texts, 16)]
                 room.add(f"reviews, {split}", name, [a == r["label"] for a, r in zip(said, rows, strict=True)])
-    swap = {"positive": "negative", "negative": "positive"}
-    for name, text in ask.items():  # the other word first; and with room for a longer answer
-        other = prompting.Prompt(re.sub("positive|negative", lambda word: swap[word[0]], text))
-        for bed, prompt, tokens in (("reviews, other order", other, 16), ("reviews, 60 tokens", settings[0][1], 60)):
-            if room.missing(bed, name) and (tokens == 16 or name == "plain"):
-                said = [prompting.first_of(a, LABELS) for a in room.answers(prompt, texts, tokens)]
-                room.add(bed, name, [a == r["label"] for a, r in zip(said, rows, strict=True)])
+    more = [("reviews, 60 tokens", "plain", settings[0][1], 60)]
+    for name, text in ask.items():
+        other = re.sub("|".join(LABELS), lambda word: OTHER[word[0]], text)
+        more.append(("reviews, other order", name, prompting.Prompt(other), 16))
+    for bed, name, prompt, tokens in more:
+        if room.missing(bed, name):
+            said = [prompting.first_of(a, LABELS) for a in room.answers(prompt, texts, tokens)]
+            room.add(bed, name, [a == r["label"] for a, r in zip(said, rows, strict=True)])
 
 
 def scored(room: Room) -> None:
@@ -125,7 +128,6 @@ def scored(room: Room) -> None:
 
     ask, rows, pool = data.prompts("reviews"), data.reviews("test"), data.reviews("pool")
     texts = [r["text"] for r in rows] + [r["text"] for r in data.reviews("dev")[:40]] + ["N/A"]
-    other = dict(zip(LABELS, LABELS[::-1], strict=True))
 
     def judge(setting: str, draw: int, prompt) -> None:
         if room.missing("scored, mean", setting, draw):
@@ -147,7 +149,7 @@ def scored(room: Room) -> None:
     four = prompting.balanced(pool, 4, 0)
     for draw in range(6):
         few("another order", draw, random.Random(draw).sample(four, 4))
-        few("wrong labels", draw, [(t, other[label]) for t, label in prompting.balanced(pool, 4, draw)])
+        few("wrong labels", draw, [(t, OTHER[label]) for t, label in prompting.balanced(pool, 4, draw)])
 
 
 def parses(text: str) -> bool:
@@ -199,28 +201,18 @@ def problems(room: Room) -> None:
         asked = prompting.problems(100, seed=6, stories=stories)
         texts = [p.text for p in asked]
 
-        def right(said, asked=asked):
-            return [prompting.last_number(a) == p.answer for a, p in zip(said, asked, strict=True)]
-
-        def begun(way, texts=texts, ways=ways):
-            return [data.render(room.tokenizer, ways[way].messages(text))[0] for text in texts]
-
-        for name, prompt in ways.items():
-            with_steps = name in ("steps shown", "calculator")
+        longest = {"answers shown": 60, "steps shown": 60, "calls without a calculator": 80}  # unprompted steps: 150
+        for name, prompt in (ways | {"calls without a calculator": ways["calculator"]}).items():
+            with_steps = name not in ("no example", "step by step", "answers shown")
             if room.missing(bed, name) or with_steps and room.missing(f"{bed}, set up", name):
-                said = (
-                    prompting.with_calculator(room.complete, begun(name))
-                    if name == "calculator"
-                    else room.answers(prompt, texts, 60 if "shown" in name else 150)  # unprompted steps are long
-                )
-                room.add(bed, name, right(said))
+                if name == "calculator":
+                    begun = [data.render(room.tokenizer, prompt.messages(text))[0] for text in texts]
+                    said = prompting.with_calculator(room.complete, begun)
+                else:
+                    said = room.answers(prompt, texts, longest.get(name, 150))
+                room.add(bed, name, [prompting.last_number(a) == p.answer for a, p in zip(said, asked, strict=True)])
                 if with_steps:
                     room.add(f"{bed}, set up", name, [set_up(a, p) for a, p in zip(said, asked, strict=True)])
-        if room.missing(bed, "calls without a calculator"):
-            said = room.answers(ways["calculator"], texts, 80)
-            room.add(bed, "calls without a calculator", right(said))
-            room.add(f"{bed}, set up", "calls without a calculator",
-                     [set_up(a, p) for a, p in zip(said, asked, strict=True)])  # fmt: skip
     # the rest with one pattern
     asked = prompting.problems(100, seed=6, stories=(0,))
     steps = prompting.ways_to_solve(prompting.problems(8, seed=5, stories=(0,)))["steps shown"]
