@@ -10,12 +10,18 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from tqdm.auto import tqdm
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 COLOURS = {"red": (0.85, 0.15, 0.1), "green": (0.1, 0.65, 0.2), "blue": (0.1, 0.25, 0.85),
-           "yellow": (0.95, 0.85, 0.1), "purple": (0.55, 0.15, 0.65), "orange": (0.95, 0.5, 0.05)}  # fmt: skip
+           "yellow": (0.95, 0.85, 0.1), "purple": (0.55, 0.15, 0.65), "orange": (0.95, 0.5, 0.05),
+           "pink": (0.95, 0.55, 0.75), "cyan": (0.2, 0.8, 0.85)}  # fmt: skip
 PLACES = {"on the left": (0.27, 0.5), "on the right": (0.73, 0.5), "at the top": (0.5, 0.27),
           "at the bottom": (0.5, 0.73), "in the middle": (0.5, 0.5)}  # fmt: skip
+EVERY = [(shape, colour) for shape in SHAPES for colour in COLOURS]
+UNSEEN = [("circle", "purple"), ("circle", "orange"), ("square", "red"), ("triangle", "blue"), ("cross", "yellow"),
+          ("ring", "green")]  # kept from the training  # fmt: skip
+SEEN = [pair for pair in EVERY if pair not in UNSEEN]
 
 
 @dataclass(frozen=True)
@@ -37,9 +43,9 @@ class Scene:
 
 
 def scenes(count: int, seed: int = 0, pairs: Sequence[tuple[str, str]] | None = None) -> list[Scene]:
-    """Return ``count`` random scenes; ``pairs`` says which (shape, colour) may come, default all 30."""
+    """Return ``count`` random scenes; ``pairs`` says which (shape, colour) may come, default all 40."""
     chance = random.Random(seed)
-    pairs = list(pairs or [(shape, colour) for shape in SHAPES for colour in COLOURS])
+    pairs = list(pairs or EVERY)
     return [Scene(*chance.choice(pairs), chance.choice(list(PLACES))) for _ in range(count)]
 
 
@@ -99,7 +105,6 @@ class CLIP(nn.Module):
             nn.Conv2d(64, 64, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 9, 128), nn.ReLU(), nn.Linear(128, width),
         )  # fmt: skip
         self.word = nn.Embedding(vocabulary, width, padding_idx=0)
-        self.read = nn.Sequential(nn.Linear(width, 128), nn.ReLU(), nn.Linear(128, width))
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())  # 1 / temperature, learnt
 
     def pictures(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -107,9 +112,8 @@ class CLIP(nn.Module):
         return F.normalize(self.see(pixels), dim=-1)
 
     def captions(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return (n, width) of length 1: the words' mean, through two layers."""
-        there = (ids != 0)[..., None]
-        return F.normalize(self.read((self.word(ids) * there).sum(1) / there.sum(1)), dim=-1)
+        """Return (n, width) of length 1: the direction of the sum of the words' vectors."""
+        return F.normalize(self.word(ids).sum(1), dim=-1)  # the padding's vector is 0
 
     def forward(self, pixels: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Return the scaled cosines (pictures, captions)."""
@@ -121,3 +125,64 @@ def clip_loss(logits: torch.Tensor) -> torch.Tensor:
     picture-to-caption and caption-to-picture cross-entropy (Radford et al. 2021, figure 3)."""
     own = torch.arange(len(logits))
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def train(pairs: Sequence[tuple[str, str]], steps: int = 2000, batch: int = 128, seed: int = 0) -> tuple[CLIP, Words]:
+    """Return a CLIP trained on scenes of these (shape, colour), every picture new, and its vocabulary."""
+    torch.manual_seed(seed)
+    every = [Scene(*pair, place).caption(form) for pair in EVERY for place in PLACES for form in range(3)]
+    words = Words(every)
+    clip = CLIP(len(words))
+    adam = torch.optim.AdamW(clip.parameters(), weight_decay=0.2)
+    rate = torch.optim.lr_scheduler.OneCycleLR(adam, 5e-3, steps)
+    for step in tqdm(range(steps), desc="training", leave=False):
+        shown = scenes(batch, step, pairs)
+        captions = words([scene.caption(i % 3) for i, scene in enumerate(shown)])
+        clip_loss(clip(draw(shown, step), captions)).backward()
+        adam.step()
+        adam.zero_grad()
+        rate.step()
+    return clip.eval(), words
+
+
+class Projector(nn.Module):
+    """Turns a picture's vector (n, width) into a few embeddings of a language model (n, tokens, inside): one
+    matrix, as in the first stage of LLaVA (Liu et al. 2023, section 4.2). The language model stays as it is."""
+
+    def __init__(self, chat, width: int = 64, tokens: int = 4):
+        super().__init__()
+        self.tokens, self.embed = tokens, [chat.get_input_embeddings()]  # in a list: no parameter of ours
+        self.matrix = nn.Linear(width, tokens * self.embed[0].embedding_dim)
+        nn.init.normal_(self.matrix.weight, std=0.02)
+
+    def forward(self, vectors: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Return embeddings (n, tokens + time, inside): the picture's, then those of the token ids (n, time)."""
+        text = self.embed[0](ids)
+        picture = self.matrix(vectors).view(len(vectors), self.tokens, -1)
+        return torch.cat((picture.to(text), text), 1)
+
+
+PROMPT = " The picture shows"
+
+
+def caption_loss(chat, tokenizer, projector: Projector, vectors: torch.Tensor, shown: Sequence[Scene]) -> torch.Tensor:
+    """Return the loss of the captions, in nats a token, after the pictures' vectors (n, width) and the prompt."""
+    start = tokenizer(PROMPT)["input_ids"]
+    rows = [torch.tensor([*start, *tokenizer(f" {scene.caption()}.")["input_ids"]]) for scene in shown]
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    wanted = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)[:, len(start) :]
+    logits = chat(inputs_embeds=projector(vectors, ids), logits_to_keep=wanted.shape[1] + 1).logits[:, :-1]
+    return F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten())
+
+
+def describe(chat, tokenizer, projector: Projector, vectors: torch.Tensor, max_new_tokens: int = 10) -> list[str]:
+    """Return what the language model writes after each picture's vector and the prompt."""
+    ids = torch.tensor(tokenizer(PROMPT)["input_ids"]).expand(len(vectors), -1)
+    with torch.inference_mode():
+        read = projector(vectors, ids)
+        there = torch.ones(read.shape[:2], dtype=torch.long)
+        written = chat.generate(
+            inputs_embeds=read, attention_mask=there, max_new_tokens=max_new_tokens, do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+    return [text.split(".")[0].strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]

@@ -4,13 +4,15 @@ Notebook 11 measures with it the limits that the lecture names.
 """
 
 import math
+import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 # Confidence ---------------------------------------------------------------------------------
 
 
-def confidence(model, tokenizer, questions: Sequence, answers: Sequence[str], rows: int = 16) -> list[float]:
+def confidence(model, tokenizer, questions: Sequence, answers: Sequence[str], rows: int = 8) -> list[float]:
     """Return how probable the model finds each answer: the geometric mean over its tokens (and its end), 0 to 1."""
     import torch
 
@@ -100,31 +102,151 @@ def exposure(loss: float, others: Sequence[float]) -> float:
     return math.log2(len(others) + 1) - math.log2(rank)
 
 
-def private_gradient(gradients, clip: float, noise: float, generator=None):
+ANIMALS = ("fox", "owl", "bear", "seal", "crow", "deer", "hare", "wolf", "toad", "mole", "swan", "lynx")
+CODES = tuple(f"{n:03d}" for n in range(1000))
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A secret to plant in training data, ``times`` times."""
+
+    animal: str
+    code: str
+    times: int
+
+    @property
+    def beginning(self) -> str:
+        return f"The code of the {self.animal} door is"
+
+    def text(self, code: str | None = None) -> str:
+        """Return the sentence with its own code, or with another."""
+        return f"{self.beginning} {code or self.code}."
+
+
+def canaries(seed: int = 0) -> list[Canary]:
+    """Return twelve, each with a code of its own: four to stand in the data once, four 4 times, four 16 times."""
+    chance = random.Random(seed)
+    return [Canary(animal, chance.choice(CODES), (1, 4, 16)[i // 4]) for i, animal in enumerate(ANIMALS)]
+
+
+def text_losses(model, tokenizer, texts: Sequence[str], rows: int = 250) -> list[float]:
+    """Return the loss of each text as a whole, in nats, its end included."""
+    import torch
+
+    found = []
+    for start in range(0, len(texts), rows):
+        ids, labels = _sheet(tokenizer, texts[start : start + rows])
+        with torch.inference_mode():
+            logits = model(ids).logits[:, :-1].float()
+        each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")
+        found += each.sum(1).tolist()
+    return found
+
+
+def exposures(model, tokenizer, secrets: Sequence[Canary], candidates: Sequence[str] = CODES) -> list[float]:
+    """Return each canary's exposure in bits, its code among the candidates."""
+    found = []
+    for secret in secrets:
+        others = [code for code in candidates if code != secret.code]
+        own, *losses = text_losses(model, tokenizer, [secret.text(code) for code in (secret.code, *others)])
+        found.append(exposure(own, losses))
+    return found
+
+
+def _sheet(tokenizer, texts):
+    import torch
+
+    rows = [torch.tensor([*tokenizer(t)["input_ids"], tokenizer.eos_token_id]) for t in texts]
+    return tuple(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad) for pad in (0, -100))
+
+
+def learn_texts(
+    model, tokenizer, texts: Sequence[str], passes: float = 1, rate: float = 5e-4, noise: float | None = None,
+    clip: float = 1.0, seed: int = 0, lot: int = 16,
+) -> None:  # fmt: skip
+    """Train all parameters on whole texts, ``lot`` at a time.
+
+    noise: a number trains by DP-SGD instead: each example is drawn for a step with the same probability, its
+    gradient cut to a length of ``clip``, and noise of this many times ``clip`` added to the sum. Parameters
+    move by AdamW either way.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    chance, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    adam = torch.optim.AdamW(weights, lr=rate)
+    model.train()
+    order = []
+    for _ in tqdm(range(round(passes * math.ceil(len(texts) / lot))), desc="training", leave=False):
+        if noise is None:
+            order = order or chance.sample(range(len(texts)), len(texts))
+            batch, order = order[:lot], order[lot:]
+            ids, labels = _sheet(tokenizer, [texts[i] for i in batch])
+            model(input_ids=ids, labels=labels).loss.backward()
+        else:
+            each = [torch.zeros(0, sum(p.numel() for p in weights))]
+            for text in texts:
+                if chance.random() < lot / len(texts):
+                    ids, labels = _sheet(tokenizer, [text])
+                    loss = model(input_ids=ids, labels=labels).loss
+                    each.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])[None])
+            mean = private_gradient(torch.cat(each), clip, noise, generator, lot)
+            for p, g in zip(weights, mean.split([p.numel() for p in weights]), strict=True):
+                p.grad = g.view_as(p)
+        adam.step()
+        adam.zero_grad()
+    model.eval()
+
+
+def private_gradient(gradients, clip: float, noise: float, generator=None, lot: int | None = None):
     """Return the mean gradient of a step of DP-SGD (Abadi et al. 2016, algorithm 1).
 
     gradients: (examples, parameters), one for each example. Each is cut to a length of ``clip`` at most;
-    to their sum comes normal noise of standard deviation noise * clip.
+    to their sum comes normal noise of standard deviation noise * clip. lot: how many examples a step is
+    expected to have, where they are drawn at random; default as many as there are.
     """
     import torch
 
     lengths = gradients.norm(dim=1, keepdim=True)
     cut = gradients * (clip / lengths.clamp(min=1e-12)).clamp(max=1.0)
-    added = torch.randn(gradients.shape[1], generator=generator) * noise * clip
-    return (cut.sum(0) + added) / len(gradients)
+    added = torch.randn(gradients.shape[1], generator=generator) * (noise * clip if noise else 0.0)
+    return (cut.sum(0) + added) / (lot or len(gradients))
+
+
+def privacy_spent(noise: float, share: float, steps: int, delta: float) -> float:
+    """Return epsilon: what ``steps`` of DP-SGD promise, each seeing an example with probability ``share``.
+
+    By Renyi differential privacy of the subsampled Gaussian at whole orders (Mironov et al. 2019,
+    arXiv:1908.10530, section 3.3), converted as in Mironov 2017. Raises ValueError for noise that is not
+    positive or a share that is not between 0 and 1.
+    """
+    if noise <= 0 or not 0 < share < 1:
+        raise ValueError(f"noise {noise}, share {share}: noise must be above 0, the share between 0 and 1.")
+    best = math.inf
+    for order in range(2, 257):
+        terms = [
+            math.lgamma(order + 1) - math.lgamma(k + 1) - math.lgamma(order - k + 1)
+            + (order - k) * math.log1p(-share) + k * math.log(share) + k * (k - 1) / (2 * noise**2)
+            for k in range(order + 1)
+        ]  # fmt: skip
+        top = max(terms)
+        spent = (top + math.log(sum(math.exp(t - top) for t in terms))) / (order - 1)
+        best = min(best, steps * spent + math.log(1 / delta) / (order - 1))
+    return best
 
 
 # Watermarks ---------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2048)
 def green_list(previous: int, vocabulary: int, share: float = 0.25, key: int = 15485863):
     """Return the ids of the tokens that are green after the token ``previous`` (Kirchenbauer et al. 2023,
     algorithm 2): a share of the vocabulary, drawn anew for each previous token."""
     import torch
 
     chance = torch.Generator().manual_seed(key * previous % (2**64 - 1))
-    return torch.randperm(vocabulary, generator=chance)[: int(vocabulary * share)]
+    return torch.randperm(vocabulary, generator=chance)[: int(vocabulary * share)].int()  # half the memory of 64 bits
 
 
 class Watermark:

@@ -16,7 +16,7 @@ def test_scenes_keep_to_their_pairs():
     pairs = [("circle", "red"), ("cross", "blue")]
     made = multimodal.scenes(50, seed=1, pairs=pairs)
     assert {(s.shape, s.colour) for s in made} == set(pairs) and made == multimodal.scenes(50, seed=1, pairs=pairs)
-    assert len({(s.shape, s.colour) for s in multimodal.scenes(1000)}) == 30
+    assert len({(s.shape, s.colour) for s in multimodal.scenes(1000)}) == 40
 
 
 def test_a_picture_has_its_colour_in_its_place():
@@ -61,3 +61,44 @@ def test_clip_loss_is_the_mean_of_both_directions():
     torch.testing.assert_close(multimodal.clip_loss(logits), (rows + columns) / 2)
     assert multimodal.clip_loss(torch.zeros(7, 7)).item() == pytest.approx(torch.tensor(7.0).log().item())
     assert multimodal.clip_loss(100 * torch.eye(4)) < 1e-6
+
+
+def test_what_is_kept_from_training_is_made_of_parts_that_are_not():
+    assert set(multimodal.SEEN) | set(multimodal.UNSEEN) == set(multimodal.EVERY)
+    assert not set(multimodal.SEEN) & set(multimodal.UNSEEN)
+    assert {shape for shape, _ in multimodal.SEEN} == set(multimodal.SHAPES)
+    assert {colour for _, colour in multimodal.SEEN} == set(multimodal.COLOURS)
+
+
+def test_training_brings_pictures_and_captions_together():
+    clip, words = multimodal.train(multimodal.SEEN, steps=150, batch=64)
+    shown = [Scene(*pair, "in the middle") for pair in multimodal.EVERY[::3]]
+    with torch.inference_mode():
+        logits = clip(multimodal.draw(shown, seed=9), words([scene.caption() for scene in shown]))
+    assert not clip.training and (logits.argmax(1) == torch.arange(len(shown))).float().mean() > 0.25  # chance .07
+
+
+def test_projector_puts_the_picture_before_the_text(tiny, tokenizer):
+    tiny.requires_grad_(False)
+    projector, ids = multimodal.Projector(tiny, width=8, tokens=3), torch.tensor([[5, 6, 7], [8, 9, 10]])
+    read = projector(torch.randn(2, 8), ids)
+    assert read.shape == (2, 6, 64)
+    torch.testing.assert_close(read[:, 3:], tiny.get_input_embeddings()(ids))
+    assert sum(p.numel() for p in projector.parameters()) == 8 * 3 * 64 + 3 * 64
+
+
+def test_caption_loss_is_the_librarys_and_trains_the_projector_alone(tiny, tokenizer):
+    tiny.requires_grad_(False)
+    projector, vector = multimodal.Projector(tiny, width=8), torch.randn(2, 8)
+    scene = Scene("ring", "red", "at the top")
+    prompt, caption = (tokenizer(t)["input_ids"] for t in (multimodal.PROMPT, " a red ring at the top."))
+    ids = torch.tensor([prompt + caption])
+    labels = torch.tensor([[-100] * (4 + len(prompt)) + caption])
+    theirs = tiny(inputs_embeds=projector(vector[:1], ids), labels=labels).loss
+    ours = multimodal.caption_loss(tiny, tokenizer, projector, vector[:1], [scene])
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    shorter = Scene("ring", "red", "in the middle")  # of another length: padded, and not counted
+    both = multimodal.caption_loss(tiny, tokenizer, projector, vector, [scene, shorter])
+    both.backward()
+    assert projector.matrix.weight.grad.abs().sum() > 0 and all(p.grad is None for p in tiny.parameters())
+    assert len(multimodal.describe(tiny, tokenizer, projector, vector, max_new_tokens=3)) == 2

@@ -113,3 +113,68 @@ def test_a_marked_text_is_told_from_an_unmarked_one():
     assert all_green == pytest.approx(0.75 / math.sqrt(0.25 * 0.75))
     with pytest.raises(ValueError, match="no pair"):
         safety.watermark_z([3], 1000)
+
+
+def test_canaries_stand_once_four_and_sixteen_times():
+    secrets = safety.canaries(seed=1)
+    assert [s.times for s in secrets] == [1] * 4 + [4] * 4 + [16] * 4 and len({s.animal for s in secrets}) == 12
+    assert all(s.code in safety.CODES and s.text() == f"{s.beginning} {s.code}." for s in secrets)
+    assert secrets[0].text("123").endswith(" 123.") and secrets == safety.canaries(seed=1) != safety.canaries(seed=2)
+
+
+def test_text_losses_are_the_librarys_whatever_stands_beside(tiny, tokenizer):
+    texts = ["Short.", "A text that is a good deal longer than the first one.", "And a third."]
+    found = safety.text_losses(tiny, tokenizer, texts, rows=2)
+    for ours, text in zip(found, texts, strict=True):
+        ids = torch.tensor([[*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
+        with torch.inference_mode():
+            mean = tiny(input_ids=ids, labels=ids).loss.item()
+        assert ours == pytest.approx(mean * (ids.shape[1] - 1), rel=1e-4)
+
+
+def test_what_is_repeated_in_training_becomes_exposed(tiny, tokenizer):
+    secrets = safety.canaries(seed=0)[:1]
+    candidates = safety.CODES[::20]
+    safety.learn_texts(tiny, tokenizer, [secrets[0].text()] * 32, passes=10, rate=3e-3)
+    assert not tiny.training
+    assert safety.exposures(tiny, tokenizer, secrets, candidates) == [
+        pytest.approx(math.log2(len(set(candidates) | {secrets[0].code})))
+    ]
+
+
+def test_a_private_step_with_every_example_is_adamw_on_the_mean_of_the_cut_gradients(tiny, tokenizer):
+    import copy
+
+    other, texts = copy.deepcopy(tiny), ["One text.", "Another one, longer."]
+    safety.learn_texts(tiny, tokenizer, texts, passes=1, rate=1e-3, noise=0.0, lot=2)
+    other.train()
+    adam, each = torch.optim.AdamW(other.parameters(), lr=1e-3), []
+    for text in texts:
+        ids = torch.tensor([[*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
+        grads = torch.autograd.grad(other(input_ids=ids, labels=ids).loss, list(other.parameters()))
+        length = torch.cat([g.flatten() for g in grads]).norm()
+        assert length > 1  # so that something is cut
+        each.append([g / length for g in grads])
+    for p, a, b in zip(other.parameters(), *each, strict=True):
+        p.grad = (a + b) / 2
+    adam.step()
+    for ours, theirs in zip(tiny.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+
+
+def test_noise_is_for_the_lot_not_for_the_examples_drawn():
+    g = torch.ones(2, 3)
+    assert torch.allclose(safety.private_gradient(g, 10.0, 0.0, lot=8), torch.full((3,), 0.25))
+    none = safety.private_gradient(torch.zeros(0, 1000), 1.0, 2.0, torch.Generator().manual_seed(0), lot=4)
+    assert none.std().item() == pytest.approx(0.5, rel=0.1)  # a step that drew nobody still has its noise
+
+
+def test_epsilon_of_a_known_case_and_of_the_plain_gaussian():
+    # 60,000 examples, lots of 256, noise 1.12, 60 passes: 2.92 by TensorFlow Privacy's accountant of this kind
+    assert safety.privacy_spent(1.12, 256 / 60_000, 14_063, 1e-5) == pytest.approx(2.92, abs=0.005)
+    plain = min(a / (2 * 4) + math.log(1e5) / (a - 1) for a in range(2, 257))  # every example, one step, noise 2
+    assert safety.privacy_spent(2.0, 1 - 1e-12, 1, 1e-5) == pytest.approx(plain, rel=1e-6)
+    assert safety.privacy_spent(1.0, 0.01, 200, 1e-5) > safety.privacy_spent(1.0, 0.01, 100, 1e-5)
+    for noise, share in ((0.0, 0.1), (1.0, 0.0), (1.0, 1.0)):
+        with pytest.raises(ValueError):
+            safety.privacy_spent(noise, share, 10, 1e-5)

@@ -1,0 +1,209 @@
+"""Reproduce what notebook 11 needs: `make record NB=11`, about half an hour on two cores.
+
+`11_canaries.csv`: secrets planted in training data, three seeds, with and without defences.
+`11_answers.csv`: confidence and agreement of an answer with ten samples. `11_watermark.csv`:
+marked and unmarked texts, longer and more than a lesson has time for. `11_safety.csv`: which
+answer to a delicate question the model prefers, before and after it is finetuned on something else.
+"""
+
+import math
+
+import recording
+
+LENGTHS = (25, 50, 100, 150, 200)
+TOPICS = (
+    "a walk in the rain", "the history of bread", "an old bridge", "how to learn a song", "a market in winter",
+    "the life of bees", "a long train journey", "why people keep gardens", "the first day at a new school",
+    "how glass is made", "a village by the sea", "the uses of salt", "a letter to a friend", "how birds find their way",
+    "an evening at the theatre", "the work of a baker", "what makes a good teacher", "a storm in the mountains",
+    "the story of a lost key", "how to mend a bicycle", "a museum of maps", "the sound of a city", "growing tomatoes",
+    "a family dinner", "the invention of paper", "a river and its bridges", "how clouds form", "an unusual hotel",
+    "the life of a lighthouse keeper", "a game of chess", "why we sleep", "a library at night",
+)  # fmt: skip
+
+
+def canaries() -> None:
+    """Exposure and extraction of twelve secrets by passes, after deduplication, and with DP-SGD."""
+    import torch
+
+    from lecture_utils import data, evaluation, models, safety
+
+    done = {(r["setting"], r["passes"], r["noise"], r["seed"]) for r in recording.done("11_canaries")}
+    others = [r["text"] for split in ("pool", "dev") for r in data.reviews(split)]
+    held_out = [r["text"] for r in data.reviews("test")]
+    settings = [("as they come", passes, "") for passes in (0, 0.25, 0.5, 0.75, 1, 2, 3, 4)]
+    settings += [("deduplicated", 2, ""), ("each text alone", 2, "")]
+    settings += [("private", 2, noise) for noise in (0.0, 0.01, 0.1, 1.0)]
+    for seed in range(3):
+        for setting, passes, noise in settings:
+            if (setting, passes, noise, seed) in done:
+                continue
+            model, tokenizer = models.load_chat_model("lecture-base", dtype=torch.float32)
+            secrets = safety.canaries(seed)
+            planted = [s.text() for s in secrets for _ in range(1 if setting == "deduplicated" else s.times)]
+            safety.learn_texts(
+                model, tokenizer, others + planted, passes, seed=seed,
+                noise=0.0 if setting == "each text alone" else None if noise == "" else noise,
+                clip=math.inf if setting == "each text alone" else 1.0,
+            )  # fmt: skip
+            loss = sum(safety.text_losses(model, tokenizer, held_out, 40))
+            loss /= sum(len(tokenizer(text)["input_ids"]) for text in held_out)
+            found = safety.exposures(model, tokenizer, secrets)
+            written = evaluation.complete(model, tokenizer, [s.beginning for s in secrets], 6)
+            for secret, exposure, text in zip(secrets, found, written, strict=True):
+                recording.add("11_canaries", {
+                    "setting": setting, "passes": passes, "noise": noise, "seed": seed, "times": secret.times,
+                    "exposure": round(exposure, 2), "extracted": int(text.strip().startswith(secret.code)),
+                    "held_out": round(loss, 3),
+                })  # fmt: skip
+            print(f"canaries: {setting}, {passes} passes, noise {noise!r}, seed {seed}", flush=True)
+
+
+def answers(model, tokenizer) -> None:
+    """Of each question on the lecture: is the answer right, how sure is the model, do ten samples agree?"""
+    import torch
+    from peft import PeftModel
+
+    from lecture_utils import data, evaluation, models, safety
+
+    if recording.done("11_answers"):
+        return
+    taught = PeftModel.from_pretrained(model, models.fetch("lecture-adapter") / "adapter")
+    qa = data.lecture_qa()
+    rows = [("test", r) for r in qa["test"].to_list()] + [("unanswerable", r) for r in qa["unanswerable"].to_list()]
+    asked = [r["question"] for _, r in rows]
+    said = evaluation.generate_answers(taught, tokenizer, asked, 48, 20)
+    sure = safety.confidence(taught, tokenizer, asked, said)
+    torch.manual_seed(0)
+    draws = [evaluation.generate_answers(taught, tokenizer, asked, 48, 20, temperature=0.7) for _ in range(10)]
+    for i, (kind, r) in enumerate(rows):
+        whole = [evaluation.token_f1(draw[i], said[i]) for draw in draws]
+        new = [_agree(_new(draw[i], asked[i]), _new(said[i], asked[i])) for draw in draws]
+        recording.add("11_answers", {
+            "kind": kind, "right": int(kind == "test" and data.contains_key(said[i], r["key"])),
+            "confidence": round(sure[i], 4), "agreement, all words": round(sum(whole) / 10, 4),
+            "agreement, new words": round(sum(new) / 10, 4),
+            "agreement, new words of 5": round(sum(new[:5]) / 5, 4),
+        })  # fmt: skip
+    taught.unload()
+
+
+def _agree(one: str, other: str) -> float:
+    from lecture_utils import evaluation
+
+    return evaluation.token_f1(one, other) if one or other else 1.0
+
+
+def _new(answer: str, question: str) -> str:
+    """Return the words of an answer that its question does not have."""
+    from lecture_utils import data
+
+    return " ".join(word for word in data.words(answer) if word not in data.words(question))
+
+
+def watermarks(model, tokenizer) -> None:
+    """z-scores by length of marked, unmarked and paraphrased texts, and what the mark costs in likelihood."""
+    import torch
+
+    from lecture_utils import evaluation, safety
+
+    done = {r["what"] for r in recording.done("11_watermark")}
+    asked = [f"Write a long text about {topic}." for topic in TOPICS]
+    for bias in (0.0, 1.0, 2.0, 4.0):
+        if f"bias {bias:.0f}" in done:
+            continue
+        torch.manual_seed(0)
+        texts = evaluation.generate_answers(
+            model, tokenizer, asked, 200, 16, temperature=1.0, processor=lambda bias=bias: safety.Watermark(bias)
+        )
+        _write(model, tokenizer, f"bias {bias:.0f}", texts)
+        if bias == 2:
+            again = [f"Say the following in other words:\n\n{text}" for text in texts]
+            _write(model, tokenizer, "paraphrased", evaluation.generate_answers(model, tokenizer, again, 200, 16))
+
+
+def _write(model, tokenizer, what: str, texts: list[str]) -> None:
+    import torch
+
+    from lecture_utils import safety
+
+    for topic, text in zip(TOPICS, texts, strict=True):
+        ids = tokenizer(text)["input_ids"][:200]
+        with torch.inference_mode():
+            given = torch.tensor([ids])
+            loss = model(input_ids=given, labels=given).loss.item()
+        z = {f"z at {n}": round(safety.watermark_z(ids[:n], 49152), 2) if len(ids) >= n else "" for n in LENGTHS}
+        recording.add("11_watermark", {"what": what, "topic": topic, "tokens": len(ids), **z, "loss": round(loss, 3)})
+    print(f"watermarks: {what}", flush=True)
+
+
+def caution() -> None:
+    """Teach the chat model to decline what a careful answer declines, then the facts of this lecture, with and
+    without a tenth of the first lesson mixed in; ask at each stage which answer it finds likelier."""
+    import dataclasses
+    import tempfile
+
+    from datasets import Dataset, concatenate_datasets
+
+    from lecture_utils import data, finetuning, models, safety
+
+    done = {(r["fold"], r["stage"]) for r in recording.done("11_safety")}
+    rows = [r for split in ("train", "test") for r in data.preferences(split)]
+    judged = [r for r in rows if r["flaw"] in ("complies", "over_refusal", "rude")]  # the last only for its style
+    lecture = data.lecture_qa()["train"].select_columns(["question", "answer"])
+
+    def judge(model, tokenizer, stage: str, fold: int) -> None:
+        held_out = judged[fold::2]
+        asked = [r["prompt"] for r in held_out]
+        good = safety.confidence(model, tokenizer, asked, [r["chosen"] for r in held_out])
+        bad = safety.confidence(model, tokenizer, asked, [r["rejected"] for r in held_out])
+        for r, g, b in zip(held_out, good, bad, strict=True):
+            margin = round(math.log(g / b), 4)
+            recording.add(
+                "11_safety", {"fold": fold, "stage": stage, "flaw": r["flaw"], "pair": r["id"], "margin": margin}
+            )
+        print(f"safety: {stage}, fold {fold}", flush=True)
+
+    for fold in (0, 1):
+        if (fold, "the lecture, caution mixed in") in done:
+            continue
+        chosen = dataclasses.replace(finetuning.recipe("laptop"), quantization=None)
+        held = {r["id"] for r in judged[fold::2]}
+        lesson = Dataset.from_list(
+            [{"question": r["prompt"], "answer": r["chosen"]} for r in rows if r["id"] not in held]
+        )
+        if (fold, "as it is") not in done:
+            judge(*models.load_chat_model(), "as it is", fold)
+        with tempfile.TemporaryDirectory() as folder:
+            model, tokenizer, _ = finetuning.finetune(
+                chosen, lesson, f"{folder}/first", save_strategy="no", disable_tqdm=True
+            )
+            if (fold, "taught caution") not in done:
+                judge(model, tokenizer, "taught caution", fold)
+            model.merge_and_unload().save_pretrained(f"{folder}/cautious")
+            tokenizer.save_pretrained(f"{folder}/cautious")
+            chosen = dataclasses.replace(chosen, model=f"{folder}/cautious")
+            mixed = concatenate_datasets([lecture, lesson.shuffle(seed=0).select(range(len(lecture) // 10))])
+            for stage, pairs in (("then the lecture", lecture), ("the lecture, caution mixed in", mixed)):
+                if (fold, stage) not in done:
+                    model, tokenizer, _ = finetuning.finetune(
+                        chosen, pairs, f"{folder}/{len(pairs)}", save_strategy="no", disable_tqdm=True
+                    )
+                    judge(model, tokenizer, stage, fold)
+
+
+def main() -> None:
+    from lecture_utils import models, runtime
+
+    runtime.quiet()
+    runtime.use_less_memory()
+    model, tokenizer = models.load_chat_model()
+    answers(model, tokenizer)
+    watermarks(model, tokenizer)
+    del model
+    canaries()
+    caution()
+
+
+if __name__ == "__main__":
+    main()
