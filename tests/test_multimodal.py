@@ -97,8 +97,12 @@ def test_caption_loss_is_the_librarys_and_trains_the_projector_alone(tiny, token
     theirs = tiny(inputs_embeds=projector(vector[:1], ids), labels=labels).loss
     ours = multimodal.caption_loss(tiny, tokenizer, projector, vector[:1], [scene])
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    shorter = Scene("ring", "red", "in the middle")  # of another length: padded, and not counted
-    both = multimodal.caption_loss(tiny, tokenizer, projector, vector, [scene, shorter])
+    other = Scene("dodecahedron", "turquoise", "at the top")  # of another length: padded, and the padding not counted
+    scenes, sizes = [scene, other], [len(tokenizer(f" {x.caption()}.")["input_ids"]) for x in (scene, other)]
+    alone = [multimodal.caption_loss(tiny, tokenizer, projector, vector[i : i + 1], [x]) for i, x in enumerate(scenes)]
+    both = multimodal.caption_loss(tiny, tokenizer, projector, vector, scenes)
+    assert sizes[0] != sizes[1]
+    torch.testing.assert_close(both, (alone[0] * sizes[0] + alone[1] * sizes[1]) / sum(sizes), atol=1e-5, rtol=1e-5)
     both.backward()
     assert projector.matrix.weight.grad.abs().sum() > 0 and all(p.grad is None for p in tiny.parameters())
     assert len(multimodal.describe(tiny, tokenizer, projector, vector, max_new_tokens=3)) == 2

@@ -134,12 +134,10 @@ def test_text_losses_are_the_librarys_whatever_stands_beside(tiny, tokenizer):
 
 def test_what_is_repeated_in_training_becomes_exposed(tiny, tokenizer):
     secrets = safety.canaries(seed=0)[:1]
-    candidates = safety.CODES[::20]
+    candidates = [*safety.CODES[::20], secrets[0].code]
     safety.learn_texts(tiny, tokenizer, [secrets[0].text()] * 32, passes=10, rate=3e-3)
     assert not tiny.training
-    assert safety.exposures(tiny, tokenizer, secrets, candidates) == [
-        pytest.approx(math.log2(len(set(candidates) | {secrets[0].code})))
-    ]
+    assert safety.exposures(tiny, tokenizer, secrets, candidates) == [pytest.approx(math.log2(len(candidates)))]
 
 
 def test_a_private_step_with_every_example_is_adamw_on_the_mean_of_the_cut_gradients(tiny, tokenizer):
