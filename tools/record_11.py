@@ -81,9 +81,9 @@ def answers(model, tokenizer) -> None:
         new = [_agree(_new(draw[i], asked[i]), _new(said[i], asked[i])) for draw in draws]
         recording.add("11_answers", {
             "kind": kind, "right": int(kind == "test" and data.contains_key(said[i], r["key"])),
-            "confidence": round(sure[i], 4), "agreement, all words": round(sum(whole) / 10, 4),
-            "agreement, new words": round(sum(new) / 10, 4),
-            "agreement, new words of 5": round(sum(new[:5]) / 5, 4),
+            "confidence": round(sure[i], 4), "agreement of all words": round(sum(whole) / 10, 4),
+            "agreement of new words": round(sum(new) / 10, 4),
+            "agreement of new words of 5": round(sum(new[:5]) / 5, 4),
         })  # fmt: skip
     taught.unload()
 

@@ -21,6 +21,11 @@ def add(name: str, row: dict) -> None:
     if not target.exists():
         note = f"recorded {datetime.date.today().isoformat()} on {os.cpu_count()} cores"
         target.parent.mkdir(exist_ok=True)
-        target.write_text(f"# {note}; reproduce with: make record NB={name[:2]}\n{','.join(row)}\n")
+        target.write_text(f"# {note}; reproduce with: make record NB={name[:2]}\n")
+        _append(target, row)
+    _append(target, row.values())
+
+
+def _append(target: Path, cells) -> None:
     with target.open("a") as file:
-        csv.writer(file, lineterminator="\n").writerow(row.values())
+        csv.writer(file, lineterminator="\n").writerow(cells)
