@@ -10,6 +10,7 @@ import math
 
 import recording
 
+LAST = "then the lecture"
 LENGTHS = (25, 50, 100, 150, 200)
 TOPICS = (
     "a walk in the rain", "the history of bread", "an old bridge", "how to learn a song", "a market in winter",
@@ -138,58 +139,48 @@ def _write(model, tokenizer, what: str, texts: list[str]) -> None:
 
 
 def caution() -> None:
-    """Teach the chat model to decline what a careful answer declines, then the facts of this lecture, with and
-    without a tenth of the first lesson mixed in; ask at each stage which answer it finds likelier."""
+    """Teach the chat model to decline what a careful answer declines, then the facts of this lecture; ask at
+    each stage which answer it finds likelier."""
     import dataclasses
     import tempfile
 
-    from datasets import Dataset, concatenate_datasets
+    from datasets import Dataset
 
     from lecture_utils import data, finetuning, models, safety
 
-    done = {(r["fold"], r["stage"]) for r in recording.done("11_safety")}
+    done = {r["stage"] for r in recording.done("11_safety")}
+    if LAST in done:
+        return
     rows = [r for split in ("train", "test") for r in data.preferences(split)]
     judged = [r for r in rows if r["flaw"] in ("complies", "over_refusal", "rude")]  # the last only for its style
+    held_out = judged[::2]
     lecture = data.lecture_qa()["train"].select_columns(["question", "answer"])
+    chosen = dataclasses.replace(finetuning.recipe("laptop"), quantization=None)
+    held = {r["id"] for r in held_out}
+    lesson = Dataset.from_list([{"question": r["prompt"], "answer": r["chosen"]} for r in rows if r["id"] not in held])
 
-    def judge(model, tokenizer, stage: str, fold: int) -> None:
-        held_out = judged[fold::2]
+    def judge(model, tokenizer, stage: str) -> None:
+        if stage in done:
+            return
         asked = [r["prompt"] for r in held_out]
         good = safety.confidence(model, tokenizer, asked, [r["chosen"] for r in held_out])
         bad = safety.confidence(model, tokenizer, asked, [r["rejected"] for r in held_out])
         for r, g, b in zip(held_out, good, bad, strict=True):
             margin = round(math.log(g / b), 4)
-            recording.add(
-                "11_safety", {"fold": fold, "stage": stage, "flaw": r["flaw"], "pair": r["id"], "margin": margin}
-            )
-        print(f"safety: {stage}, fold {fold}", flush=True)
+            recording.add("11_safety", {"stage": stage, "flaw": r["flaw"], "pair": r["id"], "margin": margin})
+        print(f"safety: {stage}", flush=True)
 
-    for fold in (0, 1):
-        if (fold, "the lecture, caution mixed in") in done:
-            continue
-        chosen = dataclasses.replace(finetuning.recipe("laptop"), quantization=None)
-        held = {r["id"] for r in judged[fold::2]}
-        lesson = Dataset.from_list(
-            [{"question": r["prompt"], "answer": r["chosen"]} for r in rows if r["id"] not in held]
-        )
-        if (fold, "as it is") not in done:
-            judge(*models.load_chat_model(), "as it is", fold)
-        with tempfile.TemporaryDirectory() as folder:
-            model, tokenizer, _ = finetuning.finetune(
-                chosen, lesson, f"{folder}/first", save_strategy="no", disable_tqdm=True
-            )
-            if (fold, "taught caution") not in done:
-                judge(model, tokenizer, "taught caution", fold)
-            model.merge_and_unload().save_pretrained(f"{folder}/cautious")
-            tokenizer.save_pretrained(f"{folder}/cautious")
-            chosen = dataclasses.replace(chosen, model=f"{folder}/cautious")
-            mixed = concatenate_datasets([lecture, lesson.shuffle(seed=0).select(range(len(lecture) // 10))])
-            for stage, pairs in (("then the lecture", lecture), ("the lecture, caution mixed in", mixed)):
-                if (fold, stage) not in done:
-                    model, tokenizer, _ = finetuning.finetune(
-                        chosen, pairs, f"{folder}/{len(pairs)}", save_strategy="no", disable_tqdm=True
-                    )
-                    judge(model, tokenizer, stage, fold)
+    def learn(recipe, pairs, folder: str):
+        return finetuning.finetune(recipe, pairs, folder, save_strategy="no", disable_tqdm=True)[:2]
+
+    judge(*models.load_chat_model(), "as it is")
+    with tempfile.TemporaryDirectory() as folder:
+        model, tokenizer = learn(chosen, lesson, f"{folder}/lesson")
+        judge(model, tokenizer, "taught caution")
+        model.merge_and_unload().save_pretrained(f"{folder}/cautious")
+        tokenizer.save_pretrained(f"{folder}/cautious")
+        chosen = dataclasses.replace(chosen, model=f"{folder}/cautious")
+        judge(*learn(chosen, lecture, f"{folder}/lecture"), LAST)
 
 
 def main() -> None:
