@@ -1,4 +1,4 @@
-"""Reproduce what notebook 11 needs: `make record NB=11`, about half an hour on two cores.
+"""Reproduce what notebook 11 needs: `make record NB=11`, about forty minutes on two cores.
 
 `11_canaries.csv`: secrets planted in training data, three seeds, with and without defences.
 `11_answers.csv`: confidence and agreement of an answer with ten samples. `11_watermark.csv`:

@@ -1,4 +1,4 @@
-"""Reproduce what notebook 12 needs: `make record NB=12`, about a quarter of an hour on two cores.
+"""Reproduce what notebook 12 needs: `make record NB=12`, about ten minutes on two cores.
 
 A projector is trained between the notebook's CLIP and the frozen chat model; `12_projector.csv` has
 what the model then says of new pictures, by steps of training.
