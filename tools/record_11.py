@@ -117,10 +117,12 @@ def watermarks(model, tokenizer) -> None:
         texts = evaluation.generate_answers(
             model, tokenizer, asked, 200, 16, temperature=1.0, processor=lambda bias=bias: safety.Watermark(bias)
         )
+        if bias == 2:  # both are written together: an interrupted recording makes them anew
+            again = [f"Say the following in other words:\n\n{text}" for text in texts]
+            paraphrased = evaluation.generate_answers(model, tokenizer, again, 200, 16)
         _write(model, tokenizer, f"bias {bias:.0f}", texts)
         if bias == 2:
-            again = [f"Say the following in other words:\n\n{text}" for text in texts]
-            _write(model, tokenizer, "paraphrased", evaluation.generate_answers(model, tokenizer, again, 200, 16))
+            _write(model, tokenizer, "paraphrased", paraphrased)
 
 
 def _write(model, tokenizer, what: str, texts: list[str]) -> None:

@@ -30,6 +30,7 @@ def main() -> None:
         with torch.no_grad():
             return clip.pictures(multimodal.draw(shown, seed))
 
+    rows = []  # written at the end: half of a training is no recording
     for step in tqdm(range(STEPS[-1] + 1)):
         if step in STEPS:
             for name, pairs in (
@@ -41,8 +42,7 @@ def main() -> None:
                     vectors = vectors.roll(1, 0)
                 said = multimodal.describe(chat, tokenizer, projector, vectors)
                 for scene, text in zip(shown, said, strict=True):
-                    row = {"steps": step, "combination": name, "caption": scene.caption(), "said": text}
-                    recording.add("12_projector", row)
+                    rows.append({"steps": step, "combination": name, "caption": scene.caption(), "said": text})
         if step == STEPS[-1]:
             break
         shown = multimodal.scenes(16, 2_000_000 + step, multimodal.SEEN)
@@ -51,6 +51,8 @@ def main() -> None:
         adam.step()
         adam.zero_grad()
         rate.step()
+    for row in rows:
+        recording.add("12_projector", row)
 
 
 if __name__ == "__main__":
