@@ -1,8 +1,7 @@
-"""Run, refresh and export the lecture's notebooks. Called by the Makefile.
+"""Run and refresh the lecture's notebooks. Called by the Makefile.
 
 run      execute copies, write build/*.html and build/index.html
 refresh  execute in place and clean, so that what is committed is as run
-slides   write build/slides/*.html from the committed outputs, complete in themselves
 """
 
 import argparse
@@ -170,40 +169,9 @@ def write_index(rows) -> None:
     (BUILD / "index.html").write_text(page, encoding="utf-8")
 
 
-def slides(wanted: str | None) -> int:
-    """Write one reveal.js deck a notebook from its committed outputs; nothing is run."""
-    from nbconvert import SlidesExporter
-
-    reveal = importlib.resources.files("sphinx_revealjs") / "_static/revealjs"
-    read = lambda name: (reveal / name).read_text(encoding="utf-8")  # noqa: E731
-    assets = {
-        "mathjax": mathjax(),
-        "reveal_css": read("dist/reveal.css"),
-        "theme_css": read("dist/theme/white.css").replace("@import", "/* no web fonts */ @import-off"),
-        "reveal_js": read("dist/reveal.js"),
-        "notes_js": read("plugin/notes/notes.js"),
-    }
-    folder = BUILD / "slides"
-    folder.mkdir(parents=True, exist_ok=True)
-    from traitlets.config import Config
-
-    hide = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"hide-input"}}})
-    exporter = SlidesExporter(
-        config=hide, template_name="deck", extra_template_basedirs=[str(TEMPLATES)], embed_images=True
-    )
-    exporter.register_preprocessor("nbconvert.preprocessors.TagRemovePreprocessor", enabled=True)
-    for path in found(wanted):
-        resources = {"metadata": {"name": path.stem}, "lecture": assets}
-        notebook = offline(nbformat.read(path, as_version=4), notes=True)
-        deck = exporter.from_notebook_node(notebook, resources=resources)[0]
-        (folder / f"{path.stem}.html").write_text(deck, encoding="utf-8")
-        print(f"{os.path.relpath(folder / path.stem)}.html  ({len(deck) / 1e6:.1f} MB, opens without a network)")
-    return 0
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("action", choices=("run", "refresh", "slides"))
+    parser.add_argument("action", choices=("run", "refresh"))
     parser.add_argument("notebook", nargs="?", help="a number (08) or the start of a name; default: all")
     given = parser.parse_args()
-    sys.exit({"run": run, "refresh": refresh, "slides": slides}[given.action](given.notebook) > 0)
+    sys.exit({"run": run, "refresh": refresh}[given.action](given.notebook) > 0)

@@ -1,0 +1,185 @@
+"""Decks: what goes into one, and (slow, in headless Chromium without a network) that every slide holds its content."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import decks
+import lecture
+import nbformat
+import pytest
+
+from lecture_utils import data
+
+ROOT = Path(__file__).resolve().parent.parent
+PATHS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+OUTLINE = data.outline()
+CSS = (lecture.TEMPLATES / "deck" / "deck.css").read_text(encoding="utf-8")
+
+
+@pytest.fixture(params=PATHS, ids=lambda p: p.stem)
+def path(request):
+    return request.param
+
+
+def slide_type(cell):
+    return cell.metadata.slideshow.slide_type
+
+
+def test_arrangement(path):
+    """A title slide, the outline's sections numbered in order, no skipped cell, a step after each prediction."""
+    source = nbformat.read(path, as_version=4)
+    cells = decks.arrange(source, path.stem).cells
+    assert cells[0].source.startswith(f"# {OUTLINE[path.stem]['title']}\n\n*Lecture section")
+    assert slide_type(cells[1]) == "notes", "how to run it stands beside the title"
+    assert "colab" not in cells[0].source + cells[2].source and "You will" in cells[2].source
+    found = [
+        m for cell in cells if cell.cell_type == "markdown" for m in re.findall(r"(?m)^## (\S+) (.+)$", cell.source)
+    ]
+    titles = OUTLINE[path.stem]["headings"].values()
+    assert found == [(f"{int(path.stem[:2])}.{i}", title) for i, title in enumerate(titles, 1)]
+    assert not [cell for cell in cells if slide_type(cell) == "skip"]
+    shown = [cell for cell in cells if slide_type(cell) != "notes"]
+    for cell, following in zip(shown, shown[1:], strict=False):
+        if cell.cell_type == "markdown" and decks.PREDICT in cell.source:
+            assert slide_type(following) != "-", f"the answer is on the slide with the question: {cell.source[:60]!r}"
+    assert not [c for c in shown if c.cell_type == "markdown" and re.search(r"\]\(\d\d_\w+\.ipynb", c.source)]
+
+
+def test_speaker_notes_are_those_of_the_outline():
+    notes = tomllib.loads(decks.NOTES.read_text(encoding="utf-8"))
+    assert {stem: list(sections) for stem, sections in notes.items()} == {
+        stem: list(plan["headings"]) for stem, plan in OUTLINE.items()
+    }
+    assert not [(s, h) for s, sections in notes.items() for h, note in sections.items() if not note.strip()]
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.2's contrast ratio of two colours ``#rrggbb``, from 1 to 21."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_contrast_by_its_definition():
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#767676", "#ffffff") == pytest.approx(4.54, abs=0.01)  # the grey that just passes
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_colour_of_text_and_code_has_contrast(theme):
+    """4.5 to 1, WCAG 2.2's level AA, on the slide's paper and on the panels behind code."""
+    light, dark = re.findall(r"(?s):root(?:\[data-theme=dark\])? \{(.+?)\n\}", CSS)
+    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", light if theme == "light" else dark))
+    assert set(colours) == {"paper", "ink", "soft", "line", "panel", "accent", "warm"}
+    for name in ("ink", "soft", "accent"):
+        for ground in ("paper", "panel"):
+            assert contrast(colours[name], colours[ground]) >= 4.5, (name, ground)
+    rules = [line for line in decks.code_colours().splitlines() if f"[data-theme={theme}]" in line]
+    code = {colour.lower() for line in rules for colour in re.findall(r"(?<![-\w])color: (#[0-9A-Fa-f]{6})", line)}
+    assert len(code) > 5
+    low = {colour: round(contrast(colour, colours["panel"]), 2) for colour in code}
+    assert not {colour: ratio for colour, ratio in low.items() if ratio < 4.5}
+
+
+def test_deck_is_one_file(tmp_path):
+    """No script, style, font or picture from elsewhere; alternative texts kept."""
+    path = PATHS[0]
+    [deck] = decks.write([path], tmp_path)
+    html = deck.read_text(encoding="utf-8")
+    markup = re.sub(r"(?s)<script>.*?</script>", "", html)
+    assert not re.findall(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="(?!data:)[^"]+"', markup)
+    assert not re.findall(r"url\((?!data:)['\"]?[^)]", "".join(re.findall(r"(?s)<style>(.*?)</style>", markup)))
+    notebook = nbformat.read(path, as_version=4)
+    figures = [
+        output.metadata["image/png"]["alt"]
+        for cell in notebook.cells
+        if cell.cell_type == "code" and slide_type(cell) != "skip"
+        for output in cell.outputs
+        if "image/png" in output.get("data", {})
+    ]
+    images = re.findall(r'(?s)<img [^>]*src="data:image/png[^>]*>', markup)
+    assert len(images) == len(figures) > 3 and all(re.search(r'alt="[^"]{20,}"', image) for image in images)
+
+
+# ---- in a browser ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    pytest.importorskip("playwright", reason="needs `pip install -e '.[browser]'`")
+    with decks.Browser() as chromium:
+        yield chromium
+
+
+LOOK = """([h, v]) => {
+  Reveal.slide(h, v, 99);
+  const slide = Reveal.getCurrentSlide(), body = slide.querySelector('.body');
+  const frame = document.querySelector('.slides').getBoundingClientRect();
+  const outside = [...slide.querySelectorAll('.body *, .running')].filter((e) => {
+    const box = e.getBoundingClientRect();
+    if (!box.width || !box.height || e.closest('mjx-assistive-mml, defs, svg *')) return false;
+    return box.right > frame.right + 1 || box.left < frame.left - 1 || box.bottom > frame.bottom + 1;
+  }).map((e) => e.outerHTML.slice(0, 120));
+  const clipped = [...slide.querySelectorAll('pre, .highlight, table')].filter((e) => e.scrollWidth > e.clientWidth + 1)
+    .map((e) => e.outerHTML.slice(0, 120));
+  return { outside, clipped, blank: !body.innerText.trim() && !body.querySelector('img, svg'),
+           zoom: Number(body.dataset.zoom || 1), steps: slide.querySelectorAll('.fragment').length };
+}"""
+
+
+@pytest.mark.slow
+def test_every_slide_of_a_deck(browser, path, tmp_path):
+    [deck] = decks.write([path], tmp_path)
+    context = browser.new_context(viewport={"width": 1280, "height": 720}, offline=True)
+    page, left, errors = context.new_page(), [], []
+    page.on("request", lambda request: request.url.startswith(("file:", "data:", "blob:")) or left.append(request.url))
+    page.on("console", lambda said: said.type == "error" and errors.append(said.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(deck.as_uri())
+    page.wait_for_selector("html[data-ready]", state="attached", timeout=120_000)
+    slides = page.evaluate("Reveal.getSlides().map((s) => Reveal.getIndices(s))")
+    assert len(slides) > len(OUTLINE[path.stem]["headings"])
+    for at in slides:
+        seen = page.evaluate(LOOK, [at["h"], at.get("v", 0)])
+        assert not seen["outside"] and not seen["clipped"] and not seen["blank"], (at, seen)
+        assert seen["zoom"] >= 0.6, f"slide {at} is too small to read: {seen['zoom']}"
+    assert not left and not errors, (left, errors)
+
+    notebook = decks.arrange(nbformat.read(path, as_version=4), path.stem)
+    code = [c for c in notebook.cells if c.cell_type == "code" and "hide-input" not in c.metadata.get("tags", [])]
+    on_slides = page.evaluate(
+        "[...document.querySelectorAll('.slides .highlight')].map((e) => e.textContent).join('\\n')"
+    )
+    squeezed = re.sub(r"\s+", "", on_slides)
+    missing = [c.source[:60] for c in code if re.sub(r"\s+", "", c.source) not in squeezed]
+    assert not missing, f"lost on the way to the slides: {missing}"
+    hidden = [c for c in notebook.cells if "hide-input" in c.metadata.get("tags", [])]
+    assert not [c.source[:60] for c in hidden if re.sub(r"\s+", "", c.source) in squeezed], "scenery is hidden"
+    headings = page.evaluate("[...document.querySelectorAll('.slides section.page[id]')].map((e) => e.id)")
+    assert headings == list(OUTLINE[path.stem]["headings"]), "sections can be linked to"
+    assert page.evaluate("document.querySelectorAll('.slides aside.notes').length") >= len(headings)
+    page.keyboard.press("d")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    context.close()
+
+
+@pytest.mark.slow
+def test_handout(browser, tmp_path):
+    """A page for each slide, and with the notes a page more for each that has some."""
+    [deck] = decks.write(PATHS[:1], tmp_path)
+    page = decks.opened(browser, deck)
+    slides, noted = page.evaluate(
+        "[Reveal.getTotalSlides(), document.querySelectorAll('.slides section.page:has(> aside.notes)').length]"
+    )
+    page.close()
+    decks.print_pdf(browser, deck, notes=False)
+    plain = len(re.findall(rb"/Type /Page\b", deck.with_suffix(".pdf").read_bytes()))
+    decks.print_pdf(browser, deck, notes=True)
+    with_notes = len(re.findall(rb"/Type /Page\b", deck.with_suffix(".pdf").read_bytes()))
+    assert plain == slides and with_notes == slides + noted > slides
