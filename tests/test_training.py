@@ -193,3 +193,29 @@ def test_lstm_trains_in_the_same_loop():
 def test_bits_per_byte():
     assert training.bits_per_byte(math.log(2) * 8, 1, 1) == pytest.approx(8)
     assert training.bits_per_byte(math.log(16), 100, 400) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (6, 20), (20, 6)])
+def test_muon_in_fp32_steps_as_torchs_in_bf16(shape, monkeypatch):
+    """The same three steps, but for the rounding of bf16 (8 bits); the state has torch's names."""
+    start, grads = torch.randn(shape), [torch.randn(shape) for _ in range(3)]
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(training.runtime, "compute_dtype", lambda dtype=dtype: dtype)
+        p = torch.nn.Parameter(start.clone())
+        optimizer = training.Muon([p], lr=0.1, weight_decay=0.1)
+        for grad in grads:
+            p.grad = grad.clone()
+            optimizer.step()
+        results.append((p.detach() - start, list(optimizer.state_dict()["state"][0])))
+    (ours, our_names), (theirs, their_names) = results
+    assert our_names == their_names
+    assert (ours - theirs).norm() < 0.03 * theirs.norm()
+    assert ours.abs().max() > 0.05
+
+
+def test_orthogonal_brings_all_singular_values_near_one():
+    for shape in ((12, 12), (5, 30), (30, 5)):
+        out = training.orthogonal(torch.randn(shape), (3.4445, -4.775, 2.0315), 5)
+        values = torch.linalg.svdvals(out)
+        assert out.shape == shape and values.min() > 0.3 and values.max() < 1.3, values
