@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 export PYTHONUTF8 := 1
 
-.PHONY: help lecture test setup models lab check notebooks slides links record bench prove-7b slow clean
+.PHONY: help lecture test setup models lab check notebooks slides slides-pdf student site links record bench prove-7b matrix slow clean
 help:       ## list the targets
 	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -47,7 +47,22 @@ notebooks: setup   ## execute in place and clean: what is committed is as run
 	$(RUN) tools/lecture.py refresh $(NB)
 
 slides: $(VENV)/.installed   ## one self-contained HTML deck a notebook, under build/slides
-	$(RUN) tools/lecture.py slides $(NB)
+	$(RUN) tools/decks.py html $(NB)
+
+# Chromium: the system's, or the one of `.venv/bin/playwright install chromium`.
+slides-pdf: $(VENV)/.installed   ## the decks as PDF, a slide a page (NOTES=1: with the speaker notes)
+	$(RUN) -m pip install --quiet --editable '.[browser]'
+	$(RUN) tools/decks.py pdf $(NB) $(if $(NOTES),--notes)
+
+student: $(VENV)/.installed   ## copies without solutions and outputs, under build/student
+	$(RUN) tools/student.py $(NB)
+
+site: $(VENV)/.site   ## the committed outputs as a web site under build/site, opening without a network
+	$(RUN) tools/build_site.py
+
+$(VENV)/.site: $(VENV)/.installed
+	$(RUN) -m pip install --quiet --editable '.[site]'
+	@touch $@
 
 links: $(VENV)/.installed    ## rewrite badges, setup cells and citation (REPO=owner/name)
 	$(RUN) tools/links.py $(REPO)
@@ -64,8 +79,13 @@ bench: setup     ## our decoder beside others of its size, as ratios, into bench
 prove-7b: setup  ## Llama 2 7B's architecture with random weights through 08's code (10 minutes, 14 GB of disk)
 	$(RUN) tools/prove_7b.py
 
-slow: setup      ## the tests marked slow
-	$(RUN) -m pytest -m slow tests
+matrix: setup    ## the unit tests on the oldest versions (Python 3.11) and the newest (3.13); UV_TORCH_BACKEND=cpu spares 6 GB
+	$(RUN) -m pip install --quiet --editable '.[matrix]'
+	$(BIN)/nox --noxfile tools/noxfile.py
+
+slow: setup      ## the tests marked slow, some hours (K=decks: those whose name holds a word)
+	$(RUN) -m pip install --quiet --editable '.[site,browser,binder,matrix]'
+	$(RUN) -m pytest -m slow $(if $(K),-k $(K)) tests
 
 clean:           ## remove what was built (the environment and the models stay)
 	rm -rf build .pytest_cache .ruff_cache notebooks/runs

@@ -8,6 +8,7 @@ variable ``LECTURE_SCALE`` overrides it.
 import ctypes
 import functools
 import importlib.metadata
+import json
 import logging
 import math
 import os
@@ -17,7 +18,13 @@ import sys
 import time
 import warnings
 
+import lecture_utils
+
 SCALES = ("laptop", "gpu")
+REPORTED = (
+    "torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets", "numpy", "safetensors", "gguf",
+    "matplotlib", "IPython", "ipykernel", "jupyterlab", "nbconvert", "nbval",
+)  # fmt: skip
 GPU_BYTES = 14e9  # a "16 GB" T4 reports about 15.6e9 bytes
 
 
@@ -190,8 +197,62 @@ def versions(*packages: str) -> str:
     return "\n".join(lines)
 
 
-def setup(*packages: str, seed: int = 0) -> str:
-    """Make a notebook ready: quiet libraries, fixed seed, versions printed. Returns the scale."""
+def installed_from() -> tuple[str, str]:
+    """Return (branch or tag, commit) from which pip took this package, ("", "") if not from git."""
+    try:
+        said = importlib.metadata.distribution("lecture-utils").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        said = None
+    source = json.loads(said or "{}").get("vcs_info", {})
+    return source.get("requested_revision", ""), source.get("commit_id", "")
+
+
+def check_lecture(wanted: str) -> None:
+    """Raise RuntimeError unless a notebook and this package belong together.
+
+    wanted: ``"version@branch"``, what the notebook was written with. The branch is compared where pip
+    took the package from git, as on Colab; in a checkout both are from the same one.
+    """
+    version, _, branch = wanted.partition("@")
+    ref, _ = installed_from()
+    if (version, branch) != (lecture_utils.__version__, ref or branch):
+        raise RuntimeError(
+            f"This notebook belongs to lecture {wanted}, but lecture-utils {lecture_utils.__version__}"
+            f"{'@' + ref if ref else ''} is installed. Open the notebook anew from its badge, restart the runtime "
+            "and run this cell first; in a checkout, `git pull` and `make setup`."
+        )
+
+
+def report() -> str:
+    """Return what a bug report needs to say about this machine and its packages, and nothing private."""
+    import torch
+
+    ref, commit = installed_from()
+    card = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+    lines = {
+        "lecture": f"{lecture_utils.__version__} {ref} {commit[:12]}".strip(),
+        "Python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "Colab": "yes" if "COLAB_RELEASE_TAG" in os.environ else "no",
+        "Binder": "yes" if "BINDER_REPO_URL" in os.environ else "no",
+        "cores": f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}, "
+        f"torch uses {torch.get_num_threads()}",
+        "bf16 on the CPU": "yes" if cpu_has_bf16() else "no",
+        "GPU": card,
+        "scale": scale(),
+        "compute type": str(compute_dtype()).removeprefix("torch."),
+    }
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {said}" for name, said in lines.items()) + "\n\n" + versions(*REPORTED)
+
+
+def setup(*packages: str, seed: int = 0, lecture: str = "") -> str:
+    """Make a notebook ready: quiet libraries, fixed seed, versions printed. Returns the scale.
+
+    lecture: the version and branch that the notebook belongs to (``check_lecture``).
+    """
+    if lecture:
+        check_lecture(lecture)
     # Progress bars move once a second. A bar of widgets sends two or three messages each time, nbval
     # reads none before a cell has ended, and after a thousand the kernel drops the rest, the end included.
     os.environ.setdefault("TQDM_MININTERVAL", "1")
@@ -203,3 +264,8 @@ def setup(*packages: str, seed: int = 0) -> str:
     print(versions("lecture-utils", *packages))
     print(f"scale: {here}, device: {device()}, Python {platform.python_version()}")
     return here
+
+
+if __name__ == "__main__":
+    quiet()
+    print(report())

@@ -36,3 +36,20 @@ def test_check_function(capsys):
     assert "For (3) it gives 6, expected 9.0. hint" in capsys.readouterr().out
     assert exercises.check_function("1", lambda x: x / 0, cases, "why", "hint") is False
     assert "ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_progress_counts_the_last_attempt_and_no_solution(monkeypatch, capsys):
+    monkeypatch.setattr(exercises, "_answers", {})
+    assert exercises.progress() == (0, 0)
+    assert "No exercise was run yet." in capsys.readouterr().out
+    exercises.check_number("1", ..., 4.0, "why", "hint")
+    exercises.check_choice("2", "a", "b", "why", {"a": "no"})
+    exercises.check_function("3", lambda: 1, [((), 1)], "why", "hint")
+    capsys.readouterr()
+    assert exercises.progress() == (1, 3)
+    assert capsys.readouterr().out == "1 of 3 right\nnot yet right: 2\nnot attempted: 1\n"
+    exercises.check_number("1", 4.0, 4.0, why="Done.", hint="")  # a solution: no hint
+    exercises.check_choice("2", "b", "b", why="Done.", hints={})
+    assert exercises.progress() == (1, 3)
+    exercises.check_choice("2", "b", "b", "why", {"a": "no"})
+    assert exercises.progress() == (2, 3)

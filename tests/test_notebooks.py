@@ -74,8 +74,8 @@ def test_header(notebook):
 
 def test_setup_cell_is_the_generated_one(notebook):
     setup = next(cell for cell in code(notebook))
-    packages = tuple(re.findall(r'"([\w-]+)"', setup.source.split("runtime.setup(")[1]))
-    assert setup.source == links.setup_cell(packages), "the first code cell differs from tools/links.py"
+    packages = links.packages_of(setup.source)
+    assert setup.source == links.setup_cell(packages), "run `make links`"
 
 
 def test_accelerator_follows_the_outline(notebook):
@@ -148,12 +148,24 @@ def test_exercises(notebook):
     solutions = [c for c in code(notebook) if "solution" in tags(c)]
     assert len(checks) >= 3 and len(solutions) >= len(checks), (len(checks), len(solutions))
     for cell in checks:
-        assert "..." in cell.source
+        assert "..." in cell.source and not re.search(r"hints?=(\"\"|{})", cell.source), "a check gives a hint"
         said = "".join(o.get("text", "") for o in cell.outputs)
         assert "not attempted yet" in said, f"an exercise was committed with an attempt: {cell.source[:60]!r}"
     for cell in solutions:
+        assert re.search(r"hints?=(\"\"|{})", cell.source), "a solution has no hint: so it is not counted as an attempt"
         assert cell.metadata.get("jupyter", {}).get("source_hidden") is True, "a solution's source is collapsed"
         assert ": right." in "".join(o.get("text", "") for o in cell.outputs), cell.source[:60]
+
+
+def test_exercises_are_numbered_and_marked_by_level(notebook):
+    """Rising: warm-up, core, stretch. The first two levels have a check of the same number."""
+    text = sections(notebook)["exercises"]
+    marked = re.findall(r"\*\*(\d+) \((warm-up|core|stretch)[^)]*\)\.\*\*", text)
+    levels = [("warm-up", "core", "stretch").index(level) for _, level in marked]
+    assert [int(number) for number, _ in marked] == list(range(1, len(marked) + 1))
+    assert levels == sorted(levels) and set(levels) == {0, 1, 2}
+    checked = re.findall(r'exercises\.check_\w+\(\s*"(\d+)"', "\n".join(c.source for c in code(notebook)))
+    assert set(checked) == {number for number, level in marked if level != "stretch"}
 
 
 def test_committed_as_run(notebook):

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import nbformat
 
+import lecture_utils
+
 ROOT = Path(__file__).resolve().parent.parent
+FOR_NOTEBOOKS = ("finetune", "retrieve", "prompt")  # the extras that a notebook may need
 SLUG = re.compile(r"[\w.-]+/[\w.-]+")
 # Every place where an address of this repository can stand, and nothing else.
 PLACES = (
@@ -25,11 +28,15 @@ PLACES = (
 )
 
 
+def settings() -> dict:
+    """Return pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
 def project() -> tuple[str, str]:
     """Return (owner/name, branch) from pyproject.toml."""
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    slug = settings["project"]["urls"]["Repository"].removeprefix("https://github.com/")
-    return slug, settings["tool"]["lecture"]["branch"]
+    slug = settings()["project"]["urls"]["Repository"].removeprefix("https://github.com/")
+    return slug, settings()["tool"]["lecture"]["branch"]
 
 
 def badges(stem: str) -> str:
@@ -45,28 +52,34 @@ def badges(stem: str) -> str:
 
 def extras_of(packages: tuple[str, ...]) -> list[str]:
     """Return the extras of pyproject.toml that a notebook with these packages needs on Colab."""
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    named = {
-        extra: {re.match(r"[\w-]+", requirement).group() for requirement in settings["optional-dependencies"][extra]}
-        for extra in ("retrieve", "prompt")
-    }
-    return ["finetune"] + [extra for extra, its in named.items() if its & set(packages)]
+    extras = settings()["project"]["optional-dependencies"]
+    names = {extra: {re.match(r"[\w-]+", item).group() for item in extras[extra]} for extra in FOR_NOTEBOOKS}
+    return [extra for extra in FOR_NOTEBOOKS if names[extra] & set(packages)]
 
 
 def setup_cell(packages: tuple[str, ...]) -> str:
     """Return the source of a notebook's setup cell; ``packages`` are those whose versions it prints."""
     slug, branch = project()
     extras = ",".join(extras_of(packages))
-    named = ", ".join(f'"{p}"' for p in packages)
-    if len(f"SCALE = runtime.setup({named})") > 88:  # as ruff would wrap it: notebooks/ruff.toml
-        named = f"\n    {named}\n"
+    wanted = f"lecture-utils[{extras}]" if extras else "lecture-utils"
+    arguments = [f'"{p}"' for p in packages] + [f'lecture="{lecture_utils.__version__}@{branch}"']
+    call = f"({', '.join(arguments)})"
+    if len("SCALE = runtime.setup" + call) > 88:  # as ruff would wrap it: notebooks/ruff.toml
+        call = f"(\n    {', '.join(arguments)}\n)"
+        if len(call.splitlines()[1]) > 88:
+            call = "(\n" + "".join(f"    {argument},\n" for argument in arguments) + ")"
     return (
         "import sys\n\n"
         'if "google.colab" in sys.modules:\n'
-        f'    %pip install -q "lecture-utils[{extras}] @ git+https://github.com/{slug}@{branch}"\n'
+        f'    %pip install -q "{wanted} @ git+https://github.com/{slug}@{branch}"\n'
         "from lecture_utils import runtime\n\n"
-        f"SCALE = runtime.setup({named})"
+        f"SCALE = runtime.setup{call}"
     )
+
+
+def packages_of(source: str) -> tuple[str, ...]:
+    """Return the packages whose versions a setup cell prints."""
+    return tuple(re.findall(r'(?<!=)"([\w-]+)"', source.split("runtime.setup(")[1]))
 
 
 def rewrite(text: str, slug: str) -> str:
@@ -88,8 +101,9 @@ def main(wanted: str | None) -> None:
         path.write_text(rewrite(path.read_text(encoding="utf-8"), slug), encoding="utf-8")
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
-        for cell in notebook.cells[:3]:
-            cell.source = rewrite(cell.source, slug)
+        header, setup = notebook.cells[0], next(cell for cell in notebook.cells if cell.cell_type == "code")
+        header.source = rewrite(header.source, slug)
+        setup.source = setup_cell(packages_of(setup.source))
         nbformat.write(notebook, path)
     print(f"Everything points at {slug}.")
 
