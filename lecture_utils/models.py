@@ -416,13 +416,17 @@ def _convert(gguf: Path, folder: Path) -> None:
     # transformers draws a bar of its own for each tensor; errors still raise
     with _without_bars(), contextlib.redirect_stderr(io.StringIO()):
         model = LlamaForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float16)
-        del model.config.quantization_config  # it is plain fp16 now, and would not save
+        if hasattr(model.config, "quantization_config"):  # newer than 5.15: it is plain fp16 now, and would not save
+            del model.config.quantization_config
         model.config._name_or_path = ""
         with torch.device("meta"):
             plain = LlamaForCausalLM(model.config)
         plain.load_state_dict(model.state_dict(), assign=True)  # no second copy in memory
         plain.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        # 5.15, Colab's in August 2026, takes the token that starts a turn for the one that ends it.
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
+        tokenizer.save_pretrained(folder)
 
 
 @contextlib.contextmanager

@@ -49,7 +49,8 @@ def show_figure(fig, alt: str) -> None:
     plt.close(fig)
     # 256 colours of the figure's own: a third of the file, and no difference to be seen
     PIL.Image.open(drawn).convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE).save(buffer, "png", optimize=True)
-    display(Image(buffer.getvalue(), alt=alt), metadata={"image/png": {"alt": alt}})
+    # Not Image(alt=…): Colab's IPython 7 does not know that.
+    display(Image(buffer.getvalue()), metadata={"image/png": {"alt": alt}})
 
 
 def table(rows: list[dict], caption: str = ""):
@@ -81,7 +82,8 @@ def slider(name: str, frames: dict[str, list[tuple[str, float]]], start: int = 0
     """Return HTML with a slider that moves through ``frames``: value -> bars, each (label, share of 1).
 
     No widget and no kernel stands behind it, so that it works in slides and exported pages
-    too; where scripts are off, the frame ``start`` is seen. Raises ValueError for no frames.
+    too; where scripts are off, the frame ``start`` is seen. The arrow keys move it, in JupyterLab
+    too, and a screen reader says the value. Raises ValueError for no frames.
     """
     from IPython.display import HTML
 
@@ -99,14 +101,17 @@ def slider(name: str, frames: dict[str, list[tuple[str, float]]], start: int = 0
         )
         shown.append(f"<div data-frame{'' if i == start else ' hidden'}>{''.join(rows)}</div>")
     labels = html.escape(json.dumps(list(frames)), quote=True)
+    value = html.escape(list(frames)[start])
     move = (
         "var all=this.closest('div').parentNode,i=+this.value;"
         "all.querySelectorAll('[data-frame]').forEach((f,n)=>{f.hidden=n!=i});"
-        "all.querySelector('output').textContent=JSON.parse(this.dataset.labels)[i]"
+        "var t=JSON.parse(this.dataset.labels)[i];this.ariaValueText=t;all.querySelector('output').textContent=t"
     )
+    # data-lm-…: without it JupyterLab takes the arrow keys for itself
     return HTML(
         f'<div><div><label>{html.escape(name)} <input type="range" min="0" max="{len(frames) - 1}" value="{start}" '
-        f'data-labels="{labels}" oninput="{move}"></label> <output>{html.escape(list(frames)[start])}</output></div>'
+        f'aria-valuetext="{value}" data-lm-suppress-shortcuts="true" data-labels="{labels}" oninput="{move}"></label> '
+        f"<output>{value}</output></div>"
         f"{''.join(shown)}</div>"
     )
 

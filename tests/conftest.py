@@ -1,4 +1,8 @@
-"""Shared fixtures: a small random Llama with the laptop model's real tokenizer."""
+"""Shared fixtures: a small random Llama with the laptop model's real tokenizer; copies of this repository."""
+
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +37,23 @@ def tiny_folder(tiny, tokenizer, tmp_path):
     tiny.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def copy_repository():
+    """Returns a function that copies this working tree, what is not yet committed included, without what git ignores."""
+    root = Path(__file__).resolve().parent.parent
+
+    def copy(target: Path) -> list[Path]:
+        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        said = subprocess.run(listed, cwd=root, capture_output=True, text=True)
+        if said.returncode:
+            pytest.skip("not a git checkout")
+        # a file that was deleted is still listed
+        names = sorted({name for name in said.stdout.split("\0") if name and (root / name).is_file()})
+        for name in names:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, target / name)
+        return [target / name for name in names]
+
+    return copy

@@ -224,6 +224,48 @@ def test_the_file_is_four_bit_as_the_card_says():
     assert max(len(row.unique()) for row in embedding[:500]) > 16
 
 
+def test_a_gguf_file_becomes_the_same_model_with_any_transformers(tmp_path):
+    """The end token and the settings of the file, not a version's guess at them (5.15 took the start for the end)."""
+    import gguf
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import AutoConfig, AutoTokenizer
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokens = [*special, *sorted(ByteLevel.alphabet()), "he", "Ġhe"]
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    for setting, value in {
+        "context_length": 32, "embedding_length": 8, "block_count": 1, "feed_forward_length": 16, "head_count": 2,
+        "head_count_kv": 1, "layer_norm_rms_eps": 1e-5, "rope_freq_base": 1e4, "rope_dimension_count": 4,
+        "vocab_size": len(tokens),
+    }.items():  # fmt: skip
+        getattr(writer, f"add_{setting}")(value)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(tokens) - 3))
+    writer.add_token_merges(["h e", "Ġ he"])
+    for role, token in (("bos", 1), ("eos", 2), ("unk", 0), ("pad", 2)):
+        getattr(writer, f"add_{role}_token_id")(token)
+    shapes = {"token_embd": (len(tokens), 8), "output_norm": (8,)} | {
+        f"blk.0.{name}": shape
+        for name, shape in {
+            "attn_norm": (8,), "ffn_norm": (8,), "attn_q": (8, 8), "attn_k": (4, 8), "attn_v": (4, 8),
+            "attn_output": (8, 8), "ffn_gate": (16, 8), "ffn_up": (16, 8), "ffn_down": (8, 16),
+        }.items()
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", torch.ones(shape).numpy())
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
+    writer.close()
+
+    models._convert(tmp_path / "tiny.gguf", tmp_path / "ready")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ready")
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|im_end|>")
+    text = "<|im_start|>he said: 漢字 , he\n<|im_end|>"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert not hasattr(AutoConfig.from_pretrained(tmp_path / "ready"), "quantization_config")
+
+
 def test_frozen_head_does_not_expand_on_a_strided_view():
     model, _ = models.load_chat_model()
     seen = []

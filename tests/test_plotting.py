@@ -47,7 +47,7 @@ def test_slider_shows_one_frame_and_escapes():
     assert page.count("<div data-frame") == 2 and page.count("<div data-frame hidden") == 1
     assert page.index("<div data-frame hidden") < page.index("&lt;b&gt;")  # the first is the hidden one
     assert "<b>" not in page and "<cold>" not in page and 'max="1" value="1"' in page
-    assert "<output>warm</output>" in page and "75.0%" in page
+    assert "<output>warm</output>" in page and 'aria-valuetext="warm"' in page and "75.0%" in page
 
 
 def test_slider_needs_a_frame():

@@ -1,6 +1,7 @@
 """One place for each thing: versions, the repository's address, the floors of the package."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -100,6 +101,30 @@ def test_links_can_be_repointed_and_back():
     assert links.rewrite(moved, slug) == text
 
 
+def test_a_fork_points_at_itself_and_nowhere_else_and_back(copy_repository, tmp_path):
+    slug, _ = links.project()
+    fork = "/".join(("another", "lecture"))  # nowhere else, this file included
+    files = copy_repository(tmp_path)
+    before = {path: path.read_bytes() for path in files}
+    named = {path for path, content in before.items() if slug.encode() in content}
+    assert {"README.md", "CITATION.cff", "pyproject.toml"} <= {path.name for path in named}
+
+    def point_at(address):
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}  # this copy's package, not the installed one
+        command = [sys.executable, "tools/links.py", address]
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+
+    point_at(fork)
+    owner = slug.split("/")[0].lower().encode()
+    for path in files:
+        content = path.read_bytes()
+        assert slug.encode() not in content and owner + b".github.io" not in content.lower(), path
+        assert (fork.encode() in content) == (path in named), path
+    point_at(slug)
+    changed = [str(path.relative_to(tmp_path)) for path in files if path.read_bytes() != before[path]]
+    assert not changed
+
+
 def test_readme_badges_are_generated():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for path in (ROOT / "notebooks").glob("*.ipynb"):
@@ -114,6 +139,71 @@ def test_ci_and_workflow_call_the_readmes_commands():
     assert workflow["permissions"] == {"contents": "read"}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "make lecture" in readme and "make test" in readme
+
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.y*ml"))
+
+
+@pytest.fixture(params=WORKFLOWS, ids=lambda p: p.name)
+def workflow(request):
+    """(its text, what it says)"""
+    text = request.param.read_text(encoding="utf-8")
+    return text, yaml.safe_load(text)
+
+
+def steps_of(workflow) -> list[dict]:
+    return [step for job in workflow["jobs"].values() for step in job["steps"]]
+
+
+def test_actions_are_pinned_and_leave_no_credentials(workflow):
+    """A tag can be moved; a commit cannot."""
+    text, said = workflow
+    used = [line for line in text.splitlines() if re.match(r"\s*(- )?uses:", line)]
+    assert len(used) == sum("uses" in step for step in steps_of(said)) > 0
+    for line in used:
+        assert re.fullmatch(r"\s*(- )?uses: [\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+(\.\d+)*", line), line.strip()
+    for step in steps_of(said):
+        if step.get("uses", "").startswith("actions/checkout@"):
+            assert step["with"]["persist-credentials"] is False
+
+
+def test_workflows_may_only_read_but_for_the_job_that_writes(workflow):
+    _, said = workflow
+    assert set(said["permissions"].values()) <= {"read"}, "write permissions belong to a job"
+    for name, job in said["jobs"].items():
+        writes = {scope for scope, how in job.get("permissions", {}).items() if how == "write"}
+        assert not writes or len(said["jobs"]) > 1, f"{name} may write {writes}: give that to a job of its own"
+        if writes:
+            assert not any("actions/checkout" in step.get("uses", "") for step in job["steps"]), f"{name} runs our code"
+
+
+def test_nothing_from_outside_is_pasted_into_a_shell(workflow):
+    """``${{ … }}`` is put into the script before the shell sees it; through ``env:`` it stays a text."""
+    _, said = workflow
+    for step in steps_of(said):
+        assert "${{" not in step.get("run", ""), step["run"]
+
+
+def test_weekly_runs_everything_and_tells():
+    weekly = yaml.safe_load((ROOT / ".github/workflows/weekly.yml").read_text())
+    assert {"schedule", "workflow_dispatch"} == set(weekly[True])  # YAML reads the key "on" as true
+    jobs = weekly["jobs"]
+    script = {name: "\n".join(step.get("run", "") for step in job["steps"]) for name, job in jobs.items()}
+    assert "make lecture" in script["newest"] and "make test" in script["newest"]
+    assert jobs["colab"]["container"] == "${{ vars.COLAB_IMAGE }}" and "COLAB_IMAGE != ''" in jobs["colab"]["if"]
+    for name in ("newest", "colab"):
+        assert f"lecture_utils.runtime > build/{name}.txt" in script[name]
+    assert set(jobs["issue"]["needs"]) == {"newest", "colab"} and jobs["issue"]["permissions"] == {"issues": "write"}
+    assert "gh issue create" in script["issue"] and "gh issue comment" in script["issue"]
+
+
+def test_the_issue_form_asks_for_the_report():
+    form = yaml.safe_load((ROOT / ".github/ISSUE_TEMPLATE/bug.yml").read_text(encoding="utf-8"))
+    asked = {field["id"]: field for field in form["body"]}
+    assert set(asked) == {"notebook", "door", "happened", "report"}
+    assert all(field["validations"]["required"] for field in asked.values())
+    assert set(asked["door"]["attributes"]["options"]) == {"Colab", "Binder", "laptop", "slides", "site"}
+    assert "python -m lecture_utils.runtime" in asked["report"]["attributes"]["description"]
 
 
 def test_make_targets_of_the_readme_exist():

@@ -1,10 +1,14 @@
+import importlib.metadata
+import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 
+import lecture_utils
 from lecture_utils import runtime
 
 
@@ -54,7 +58,8 @@ def test_versions_names_what_is_missing():
 
 
 def test_setup_prints_versions_and_returns_the_scale():
-    code = "from lecture_utils import runtime; assert runtime.setup('torch') == 'laptop'"
+    lecture = f"{lecture_utils.__version__}@main"
+    code = f"from lecture_utils import runtime; assert runtime.setup('torch', lecture={lecture!r}) == 'laptop'"
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"LECTURE_SCALE": "laptop"}
     )
@@ -101,3 +106,85 @@ def test_progress_bars_move_once_a_second_and_say_so_to_every_library():
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TQDM_")}
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert "interval 1.0" in out.stdout
+
+
+FROM_GIT = {
+    "url": "https://…",
+    "vcs_info": {"vcs": "git", "requested_revision": "main", "commit_id": "0123456789abcdef"},
+}
+FROM_A_FOLDER = {"url": "file:///…", "dir_info": {"editable": True}}
+
+
+@pytest.fixture
+def pip_wrote(monkeypatch):
+    """Returns a function that makes pip have installed this package from ... (None: from an index)."""
+
+    def wrote(source: dict | None) -> None:
+        class Installed:
+            def read_text(self, name):
+                assert name == "direct_url.json"
+                return source and json.dumps(source)
+
+        monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Installed())
+
+    return wrote
+
+
+def test_installed_from_is_the_branch_and_commit_of_git_alone(pip_wrote, monkeypatch):
+    pip_wrote(FROM_GIT)
+    assert runtime.installed_from() == ("main", "0123456789abcdef")
+    for other in (FROM_A_FOLDER, None):
+        pip_wrote(other)
+        assert runtime.installed_from() == ("", "")
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+    assert runtime.installed_from() == ("", "")
+
+
+def test_a_notebook_is_refused_by_another_version_or_branch(pip_wrote, monkeypatch):
+    monkeypatch.setattr(lecture_utils, "__version__", "1.2.0")
+    for source, wanted, right in (
+        (FROM_GIT, "1.2.0@main", True),
+        (FROM_GIT, "1.2.0@2027", False),
+        (FROM_GIT, "1.3.0@main", False),
+        (FROM_A_FOLDER, "1.2.0@2027", True),  # both are from the same checkout, whatever its branch
+        (FROM_A_FOLDER, "1.3.0@main", False),
+        (None, "1.2.0@main", True),
+    ):
+        pip_wrote(source)
+        if right:
+            runtime.check_lecture(wanted)
+        else:
+            with pytest.raises(RuntimeError, match=f"belongs to lecture {wanted}, but lecture-utils 1.2.0.*restart"):
+                runtime.check_lecture(wanted)
+
+
+def test_setup_refuses_a_wrong_lecture_before_it_does_anything(capsys):
+    state = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="belongs to lecture 0.0.0@main"):
+        runtime.setup("torch", seed=7, lecture="0.0.0@main")
+    assert capsys.readouterr().out == "" and torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_report_says_where_and_what_and_nothing_private(pip_wrote, monkeypatch):
+    pip_wrote(FROM_GIT)
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
+    monkeypatch.delenv("BINDER_REPO_URL", raising=False)
+    monkeypatch.setattr(runtime, "versions", lambda *names: "\n".join(f"{name}  1" for name in names))
+    said = runtime.report()
+    for line in (
+        f"lecture +{lecture_utils.__version__} main 0123456789ab",
+        "Colab +yes", "Binder +no", r"Python +3\.\d+\.\d+", r"cores +\d+, torch uses \d+", "scale +(laptop|gpu)",
+        "compute type +(bfloat16|float16|float32)", "torch  1", "nbval  1",
+    ):  # fmt: skip
+        assert re.search(f"(?m)^{line}$", said), f"no line {line!r} in\n{said}"
+    assert not re.search(r"[/\\@]", said), "a path, or an address"
+
+
+def test_the_report_can_be_asked_for_from_a_shell():
+    run = subprocess.run([sys.executable, "-m", "lecture_utils.runtime"], capture_output=True, text=True)
+    assert run.returncode == 0 and run.stderr == "", run.stderr
+    assert run.stdout.startswith("lecture ") and re.search(r"(?m)^torch +\d", run.stdout)
