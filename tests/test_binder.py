@@ -6,6 +6,7 @@ One core, one thread, no bf16; JupyterLab's server starts the kernel, and both t
 import csv
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -96,7 +97,7 @@ def test_notebook_stays_within_binders_memory(server, path):
 
     def watch():
         nonlocal peak
-        while not done.wait(0.25):
+        while not done.wait(0.5):
             peak = max(peak, server.memory())
 
     watcher = threading.Thread(target=watch)
@@ -128,8 +129,8 @@ def test_repo2docker_takes_the_binder_folder():
     )
     recipe = said.stdout + said.stderr
     assert said.returncode == 0, recipe[-2000:]
-    assert "binder/environment.yml" in recipe and "binder/postBuild" in recipe and "python=3.12" not in recipe[:0]
-    assert "CondaBuildPack" in recipe or "conda" in recipe
+    assert "binder/environment.yml" in recipe, "the conda environment is installed"
+    assert re.search(r"(?m)^RUN (\./)?binder/postBuild", recipe), "and postBuild is run"
 
 
 def test_post_build_in_a_clean_folder(tmp_path):

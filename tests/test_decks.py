@@ -43,6 +43,7 @@ def test_arrangement(path):
     for cell, following in zip(shown, shown[1:], strict=False):
         if cell.cell_type == "markdown" and decks.PREDICT in cell.source:
             assert slide_type(following) != "-", f"the answer is on the slide with the question: {cell.source[:60]!r}"
+    assert not [cell for cell in cells if "exercises.check" in cell.source], "a check shows the answer"
     assert not [c for c in shown if c.cell_type == "markdown" and re.search(r"\]\(\d\d_\w+\.ipynb", c.source)]
 
 
@@ -165,7 +166,7 @@ def test_every_slide_of_a_deck(browser, path, tmp_path):
     assert headings == list(OUTLINE[path.stem]["headings"]), "sections can be linked to"
     assert page.evaluate("document.querySelectorAll('.slides aside.notes').length") >= len(headings)
     page.keyboard.press("d")
-    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 25, 31)", "dark paper"
     context.close()
 
 

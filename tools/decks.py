@@ -49,6 +49,8 @@ def arrange(notebook, stem: str):
         if predicted and slide_type == "-":
             cell.metadata.slideshow.slide_type = "fragment"
         predicted = predicted and slide_type == "notes"
+        if cell.cell_type == "code" and "exercises.check" in cell.source:  # the check holds the answer
+            cell.source, cell.outputs = lecture.split_exercise(cell.source)[0], []
         cells.append(cell)
         if cell.cell_type == "markdown":
             predicted = PREDICT in cell.source

@@ -145,6 +145,12 @@ def offline(notebook, notes: bool):
     return copy
 
 
+def split_exercise(source: str) -> tuple[str, str]:
+    """Return an exercise's cell as (what the student writes, the check): the check holds the answer."""
+    found = re.search(r"(?m)^exercises\.check", source)
+    return (source[: found.start()].rstrip(), source[found.start() :]) if found else (source, "")
+
+
 def to_html(notebook, name: str) -> str:
     """Render a notebook as one page that needs no network."""
     from nbconvert import HTMLExporter

@@ -25,6 +25,7 @@ PLACES = (
     r"(?<=git\+https://github\.com/)[\w.-]+/[\w.-]+(?=@)",
     r"(?<=git clone https://github\.com/)[\w.-]+/[\w.-]+",
     r"(?<=repository-code: https://github\.com/)[\w.-]+/[\w.-]+",
+    r"(?<=\(https://github\.com/)[\w.-]+/[\w.-]+(?=/issues\))",
 )
 
 

@@ -1,6 +1,7 @@
 """Write build/student/*.ipynb: the notebooks without solutions, outputs and speaker notes, for handing out.
 
-Behind the exercises stands one cell more, which counts those that are right.
+An exercise's check, which holds the answer, stands in a folded cell of its own. Behind the exercises stands
+one cell more, which counts those that are right.
 """
 
 import argparse
@@ -16,6 +17,8 @@ from nbformat.v4 import new_code_cell
 
 BADGES = re.compile(r"\n\[!\[Open in Colab\].*\n")  # they open the notebooks with the solutions
 
+FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # for JupyterLab, for Colab
+
 
 def student_copy(notebook):
     """Return a copy without solutions, speaker notes, outputs and badges, with a cell that counts."""
@@ -27,9 +30,12 @@ def student_copy(notebook):
             kept.append(new_code_cell("exercises.progress();", id="progress", metadata=slide))
         if "solution" in cell.metadata.get("tags", []) or cell.metadata.slideshow.slide_type == "notes":
             continue
+        kept.append(cell)
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-        kept.append(cell)
+            cell.source, check = lecture.split_exercise(cell.source)
+            if check:
+                kept.append(new_code_cell(check, id=f"{cell.id}-check", metadata=deepcopy(cell.metadata) | FOLDED))
     kept[0].source = BADGES.sub("", kept[0].source)
     copy.cells = kept
     return copy
