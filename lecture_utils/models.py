@@ -11,6 +11,7 @@ import errno
 import hashlib
 import importlib.util
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -426,7 +427,23 @@ def _convert(gguf: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # 5.15, Colab's in August 2026, takes the token that starts a turn for the one that ends it.
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
+        tokenizer.clean_up_tokenization_spaces = False
         tokenizer.save_pretrained(folder)
+    _as_byte_level(folder / "tokenizer.json")
+
+
+def _as_byte_level(path: Path) -> None:
+    """Write a GGUF file's tokenizer as the byte-level BPE that it is.
+
+    transformers 5.15 adds parts of a SentencePiece tokenizer. Ids and texts are the same, but who reads
+    the parts, as llguidance does, then takes the tokens for other strings.
+    """
+    bytewise = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    spec = json.loads(path.read_text(encoding="utf-8"))
+    spec |= {"normalizer": None, "pre_tokenizer": bytewise, "decoder": bytewise | {"add_prefix_space": True}}
+    spec["model"] |= {"byte_fallback": False, "fuse_unk": False, "unk_token": None}
+    spec["model"] |= {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
+    path.write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
 
 
 @contextlib.contextmanager

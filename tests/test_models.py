@@ -1,11 +1,13 @@
 import errno
 import hashlib
+import json
 import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -264,6 +266,23 @@ def test_a_gguf_file_becomes_the_same_model_with_any_transformers(tmp_path):
     text = "<|im_start|>he said: 漢字 , he\n<|im_end|>"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert not hasattr(AutoConfig.from_pretrained(tmp_path / "ready"), "quantization_config")
+
+    saved = tmp_path / "ready" / "tokenizer.json"
+    right = json.loads(saved.read_text(encoding="utf-8"))
+    as_in_5_15 = json.loads(saved.read_text(encoding="utf-8"))
+    as_in_5_15 |= {"normalizer": {"type": "Sequence", "normalizers": []}, "decoder": {"type": "ByteFallback"}}
+    as_in_5_15["model"] |= {"byte_fallback": True, "fuse_unk": True, "unk_token": "<|endoftext|>"}
+    saved.write_text(json.dumps(as_in_5_15), encoding="utf-8")
+    models._as_byte_level(saved)
+    assert json.loads(saved.read_text(encoding="utf-8")) == right and right["decoder"]["type"] == "ByteLevel"
+
+
+def test_packaged_adapters_load_with_an_older_peft():
+    """What is not set is left out: a setting that an older version does not know makes it warn."""
+    configs = list(Path(models.__file__).parent.glob("assets/*/adapter/adapter_config.json"))
+    assert len(configs) >= 2
+    for path in configs:
+        assert None not in json.loads(path.read_text(encoding="utf-8")).values(), path
 
 
 def test_frozen_head_does_not_expand_on_a_strided_view():
