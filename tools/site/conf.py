@@ -33,8 +33,10 @@ mathjax3_config = {"options": {"enableMenu": False}}  # the menu could load more
 html_static_path = [
     str(importlib.resources.files("mathjax") / "static/mathjax/es5/tex-svg.js"),
     "site.css",
+    "site.js",
 ]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_favicon = "favicon.svg"
 html_use_index = False  # the glossary is one page, in order
 

@@ -175,6 +175,7 @@
   measure.remove();
   cells.remove();
   const title = slides.querySelector(".title");
+  title.parentNode.querySelectorAll("h3").forEach((h) => { h.ariaLevel = "2"; }); // no jump from 1 to 3 for who listens
   const keys = element("p", "keys");
   keys.innerHTML = "<kbd>→</kbd> next &nbsp; <kbd>S</kbd> speaker view &nbsp; <kbd>O</kbd> overview &nbsp; <kbd>D</kbd> dark";
   title.append(keys);
@@ -183,6 +184,7 @@
     hash: true, slideNumber: "c/t", width: 1280, height: 720, margin: 0.02, center: false, transition: "none",
     navigationMode: "linear", pdfSeparateFragments: false, plugins: [RevealNotes],
   });
+  document.querySelector("main.reveal").removeAttribute("role"); // "application" would take a screen reader's reading keys
   Reveal.addKeyBinding({ keyCode: 68, key: "D", description: "Dark or light" }, () => {
     root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark";
   });
