@@ -176,7 +176,8 @@ def quiet() -> None:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     if scale() == "laptop":  # a GPU run downloads gigabytes: there the bar is wanted
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for name in ("bitsandbytes", "torchao", "accelerate", "transformers", "trl"):
+    # cpp_extension: torch with CUDA on a machine without a card, as Colab is by default, says so when it compiles
+    for name in ("bitsandbytes", "torchao", "accelerate", "transformers", "trl", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
