@@ -147,7 +147,7 @@ def said(cell) -> list[tuple[str, str]]:
 
 def fearsome(stream: str, line: str) -> bool:
     """Would a student who sees this line think that something is wrong?"""
-    alarm = re.search(r"Warning[:\]]|warnings\.warn|Traceback|^\s*(ERROR|WARNING|error|warning)\b", line)
+    alarm = re.search(r"Warning[:\]]|warnings\.warn|Traceback|^\s*(ERROR\b|WARNING\b|(error|warning): (?!\d))", line)
     return bool(alarm) or (stream == "stderr" and not BAR.search(line))
 
 
