@@ -3,7 +3,7 @@
 import lecture
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,9 @@ def test_clean_drops_what_needs_a_kernel_and_keeps_the_rest():
     lecture.clean(notebook)
     assert [o.get("text") or o.data["text/plain"] for o in cell.outputs] == ["kept\n", "a figure"]
     assert "widgets" not in notebook.metadata
+
+
+def test_pages_lead_to_pages():
+    told = "[06](06_lora_math.ipynb#merging), [a file](notes.ipynb)"
+    page = lecture.to_html(new_notebook(cells=[new_markdown_cell(told)]), "08")
+    assert 'href="06_lora_math.html#merging"' in page and 'href="notes.ipynb"' in page

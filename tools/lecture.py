@@ -157,7 +157,11 @@ def to_html(notebook, name: str) -> str:
 
     exporter = HTMLExporter(template_name="page", extra_template_basedirs=[str(TEMPLATES)], embed_images=True)
     resources = {"metadata": {"name": name}, "lecture": {"mathjax": mathjax()}}
-    return exporter.from_notebook_node(offline(notebook, notes=False), resources=resources)[0]
+    page = offline(notebook, notes=False)
+    for cell in page.cells:
+        if cell.cell_type == "markdown":  # the other pages lie beside this one
+            cell.source = re.sub(r"(\]\(\d\d_\w+)\.ipynb", r"\1.html", cell.source)
+    return exporter.from_notebook_node(page, resources=resources)[0]
 
 
 def write_index(rows) -> None:
