@@ -1,4 +1,4 @@
-"""Binder, as near as a machine without Docker gets: `make slow K=binder` (two hours on one core).
+"""Binder, as near as a machine without Docker gets: `make slow K=binder` (an hour and a half on one core).
 
 One core, one thread, no bf16; JupyterLab's server starts the kernel, and both together stay under 2 GB.
 """

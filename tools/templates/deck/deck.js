@@ -53,8 +53,8 @@
     }
     if (type === "slide" || !sections.length) sections.push([]);
     if (type === "slide" || type === "subslide") sections.at(-1).push({ parts: [], notes: [], anchor: cell.dataset.anchor });
-    if (type !== "-") group = type === "fragment" ? group + 1 : -1;
-    if (type !== "-" && type !== "fragment") group = 0;
+    if (type === "fragment") group += 1;
+    else if (type !== "-") group = 0;
     parts.forEach((part) => sections.at(-1).at(-1).parts.push({ ...part, cell, step: group ? `${sections.length}.${group}` : "" }));
   }
 
@@ -157,7 +157,7 @@
     return section;
   }
 
-  sections.forEach((list, s) => {
+  sections.forEach((list) => {
     const stack = element("section");
     const heading = list[0].parts.find((part) => part.node.matches("h2"));
     const name = heading ? heading.node.textContent : "";
