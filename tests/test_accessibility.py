@@ -67,14 +67,14 @@ def site(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> Path:
     """What tools/lecture.py run writes, from the committed outputs: two notebooks and the index, one of them failed."""
-    folder, rows = tmp_path_factory.mktemp("pages"), []
+    folder, record = tmp_path_factory.mktemp("pages"), {}
     for path in [*lecture.found("02"), *lecture.found("08")]:
         notebook = nbformat.read(path, as_version=4)
         (folder / f"{path.stem}.html").write_text(lecture.to_html(notebook, path.stem), encoding="utf-8")
-        rows.append((path.stem, lecture.title(notebook), 60, not rows))
+        record[path.stem] = {"seconds": 60, "peak_gb": 1.2}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lecture, "BUILD", folder)
-        lecture.write_index(rows)
+        lecture.write_index(record, failed=list(record)[:1])
     return folder
 
 

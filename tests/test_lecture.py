@@ -1,5 +1,7 @@
 """tools/lecture.py: a notebook that fails is reported in one line, and what it did is kept."""
 
+import json
+
 import lecture
 import nbformat
 import pytest
@@ -16,15 +18,45 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 def test_failure_is_one_line_and_earlier_output_is_kept(tmp_path, source, said):
     path = tmp_path / "01_broken.ipynb"
     nbformat.write(new_notebook(cells=[new_code_cell("print('seen')"), new_code_cell(source)]), path)
-    notebook, _, problem = lecture.execute(path, "[1/1]")
-    assert said in lecture.reason(problem) and "\n" not in lecture.reason(problem)
-    assert notebook.cells[0].outputs[0].text == "seen\n"
+    done = lecture.execute(path, "[1/1]")
+    assert said in lecture.reason(done.problem) and "\n" not in lecture.reason(done.problem)
+    assert done.notebook.cells[0].outputs[0].text == "seen\n"
 
 
-def test_success_has_no_problem(tmp_path):
+def test_success_has_no_problem_and_its_memory_is_measured(tmp_path):
+    """Half a gigabyte, held for a second and let go, is in the record."""
     path = tmp_path / "02_fine.ipynb"
-    nbformat.write(new_notebook(cells=[new_code_cell("1 + 1")]), path)
-    assert lecture.execute(path, "[1/1]")[2] is None
+    held = "import time\nheld = bytearray(b'x') * 500_000_000\ntime.sleep(1)\ndel held"
+    nbformat.write(new_notebook(cells=[new_code_cell(held)]), path)
+    done = lecture.execute(path, "[1/1]")
+    assert done.problem is None and done.seconds > 1
+    assert 0.5 < done.peak_gb < 0.8
+
+
+def test_record_keeps_what_did_not_run_and_names_what_breaks_a_budget(tmp_path, monkeypatch):
+    first, second, third = sorted(p.stem for p in lecture.found(None))[:3]
+    file = tmp_path / "record.json"
+    lecture.keep_record(file, {third: lecture.Run(None, 301, 1.0, None)})
+    record = lecture.keep_record(file, {first: lecture.Run(None, 179.6, 1.81, None)})
+    assert record == {
+        first: {"seconds": 180, "peak_gb": 1.81},
+        third: {"seconds": 301, "peak_gb": 1.0},  # one of those that train for longer
+    }
+    assert json.loads(file.read_text()) == record
+    assert [line.split()[0] for line in lecture.over_budget(record)] == [first, third]
+    assert lecture.over_budget({f"{i:02}_x": {"seconds": 180, "peak_gb": 1} for i in range(6)}) == []
+    assert lecture.over_budget({f"{i:02}_x": {"seconds": 180, "peak_gb": 1} for i in range(7)})[0].startswith("all")
+
+
+def test_index_tells_seconds_memory_and_what_failed(tmp_path, monkeypatch):
+    first, second = (p.stem for p in lecture.found(None)[:2])
+    monkeypatch.setattr(lecture, "BUILD", tmp_path)
+    for stem in (first, second):
+        (tmp_path / f"{stem}.html").write_text("")
+    lecture.write_index({s: {"seconds": 61, "peak_gb": 1.2} for s in (first, second)}, [second])
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<td>1:01<td>1.20 GB") == 2 and "<th>2:02<th>at most 1.20 GB" in page
+    assert page.index(first) < page.index(second) < page.index("failed") < page.index("together")
 
 
 def test_clean_drops_what_needs_a_kernel_and_keeps_the_rest():

@@ -7,12 +7,15 @@ refresh  execute in place and clean, so that what is committed is as run
 import argparse
 import html
 import importlib.resources
+import json
 import os
 import re
 import sys
+import threading
 import time
 from copy import deepcopy
 from pathlib import Path
+from typing import NamedTuple
 
 import nbformat
 
@@ -20,7 +23,19 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 BUILD = ROOT / "build"
 TEMPLATES = Path(__file__).parent / "templates"
+RECORD = ROOT / "benchmarks" / "notebooks.json"  # of the committed outputs; that of `run` lies in BUILD
 CELL_SECONDS = 1800
+SECONDS, LONGER, PEAK_GB, ALL_SECONDS = 180, 300, 1.8, 20 * 60  # budgets, on two cores
+LONG = ("03", "04", "05", "08")  # these train for longer
+
+
+class Run(NamedTuple):
+    """One notebook, executed. peak_gb: of the kernel and its children, looked at five times a second."""
+
+    notebook: nbformat.NotebookNode
+    seconds: float
+    peak_gb: float
+    problem: Exception | None
 
 
 def found(wanted: str | None) -> list[Path]:
@@ -34,8 +49,36 @@ def found(wanted: str | None) -> list[Path]:
     return notebooks
 
 
-def execute(path: Path, label: str):
-    """Execute a notebook top to bottom with one progress line; return (notebook, seconds, error)."""
+class Watch(threading.Thread):
+    """Keeps the most memory that this process's children have held together since it was started."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.peak, self.done = 0, threading.Event()
+
+    def run(self):
+        import psutil  # ipykernel brings it
+
+        while not self.done.wait(0.2):
+            held = 0
+            for child in psutil.Process().children(recursive=True):
+                try:
+                    held += child.memory_info().rss
+                except psutil.Error:  # it has ended meanwhile
+                    continue
+            self.peak = max(self.peak, held)
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *error):
+        self.done.set()
+        self.join()
+
+
+def execute(path: Path, label: str) -> Run:
+    """Execute a notebook top to bottom with one progress line."""
     from nbclient import NotebookClient
     from tqdm import tqdm
 
@@ -43,7 +86,8 @@ def execute(path: Path, label: str):
     total = sum(cell.cell_type == "code" for cell in notebook.cells)
     started, problem = time.monotonic(), None
     layout = "{desc} {percentage:3.0f}%|{bar:24}| cell {n_fmt}/{total_fmt} [{elapsed}]"
-    with tqdm(total=total, desc=f"{label} {path.stem:<28}", bar_format=layout, file=sys.stdout) as bar:
+    bar = tqdm(total=total, desc=f"{label} {path.stem:<28}", bar_format=layout, file=sys.stdout)
+    with bar, Watch() as watch:
         client = NotebookClient(
             notebook,
             timeout=CELL_SECONDS,
@@ -55,7 +99,30 @@ def execute(path: Path, label: str):
             client.execute()
         except Exception as error:  # a failed cell, a dead kernel, whatever: the next notebook still runs
             problem = error
-    return notebook, time.monotonic() - started, problem
+    return Run(notebook, time.monotonic() - started, watch.peak / 1e9, problem)
+
+
+def over_budget(record: dict) -> list[str]:
+    """Return a line for each budget that a record (stem: seconds, peak_gb) breaks."""
+    said = []
+    for stem, took in record.items():
+        seconds = LONGER if stem.startswith(LONG) else SECONDS
+        if took["seconds"] > seconds:
+            said.append(f"{stem} took {took['seconds']} s; its budget is {seconds} s")
+        if took["peak_gb"] > PEAK_GB:
+            said.append(f"{stem} held {took['peak_gb']} GB; its budget is {PEAK_GB} GB")
+    if (total := sum(took["seconds"] for took in record.values())) > ALL_SECONDS:
+        said.append(f"all took {total / 60:.0f} minutes; the budget is {ALL_SECONDS / 60:.0f}")
+    return said
+
+
+def keep_record(file: Path, runs: dict[str, Run]) -> dict:
+    """Write seconds and peak memory beside those of notebooks that did not run now; return them all."""
+    record = json.loads(file.read_text()) if file.exists() else {}
+    record |= {s: {"seconds": round(r.seconds), "peak_gb": round(r.peak_gb, 2)} for s, r in runs.items()}
+    record = {path.stem: record[path.stem] for path in found(None) if path.stem in record}
+    file.write_text(json.dumps(record, indent=1) + "\n")
+    return record
 
 
 def reason(problem: Exception) -> str:
@@ -93,34 +160,33 @@ def clean(notebook) -> None:
 def run(wanted: str | None) -> int:
     """Execute and write HTML; the sources stay as they are. Returns the number that failed."""
     BUILD.mkdir(exist_ok=True)
-    rows, failed = [], 0
-    notebooks = found(wanted)
+    runs, notebooks = {}, found(wanted)
     for number, path in enumerate(notebooks, 1):
-        notebook, seconds, problem = execute(path, f"[{number}/{len(notebooks)}]")
-        clean(notebook)
-        (BUILD / f"{path.stem}.html").write_text(to_html(notebook, path.stem), encoding="utf-8")
-        rows.append((path.stem, title(notebook), seconds, problem is None))
-        if problem is not None:
-            failed += 1
-            print(f"    failed: {reason(problem)}\n    see {os.path.relpath(BUILD / path.stem)}.html")
-    write_index(rows)
-    print(f"{len(rows) - failed} of {len(rows)} notebooks ran. Open {os.path.relpath(BUILD / 'index.html')}")
-    return failed
+        done = runs[path.stem] = execute(path, f"[{number}/{len(notebooks)}]")
+        clean(done.notebook)
+        (BUILD / f"{path.stem}.html").write_text(to_html(done.notebook, path.stem), encoding="utf-8")
+        if done.problem is not None:
+            print(f"    failed: {reason(done.problem)}\n    see {os.path.relpath(BUILD / path.stem)}.html")
+    failed = [stem for stem, done in runs.items() if done.problem is not None]
+    write_index(keep_record(BUILD / "record.json", runs), failed)
+    print(f"{len(runs) - len(failed)} of {len(runs)} notebooks ran. Open {os.path.relpath(BUILD / 'index.html')}")
+    return len(failed)
 
 
 def refresh(wanted: str | None) -> int:
     """Execute in place and clean; a notebook that fails is left as it was."""
-    failed = 0
-    notebooks = found(wanted)
+    runs, notebooks = {}, found(wanted)
     for number, path in enumerate(notebooks, 1):
-        notebook, _, problem = execute(path, f"[{number}/{len(notebooks)}]")
-        if problem is None:
-            clean(notebook)
-            nbformat.write(notebook, path)
+        done = execute(path, f"[{number}/{len(notebooks)}]")
+        if done.problem is None:
+            clean(done.notebook)
+            nbformat.write(done.notebook, path)
+            runs[path.stem] = done
         else:
-            failed += 1
-            print(f"    failed, left as it was: {reason(problem)}")
-    return failed
+            print(f"    failed, left as it was: {reason(done.problem)}")
+    for line in over_budget(keep_record(RECORD, runs)):
+        print(line)
+    return len(notebooks) - len(runs)
 
 
 def title(notebook) -> str:
@@ -164,19 +230,26 @@ def to_html(notebook, name: str) -> str:
     return exporter.from_notebook_node(page, resources=resources)[0]
 
 
-def write_index(rows) -> None:
-    """Write build/index.html over every page there is, with the times of this run."""
-    timed = {stem: (seconds, ok) for stem, _, seconds, ok in rows}
-    items = []
+def write_index(record: dict, failed: list[str]) -> None:
+    """Write build/index.html over every page there is, with seconds and peak memory and their sum."""
+    rows = []
     for path in found(None):
-        if not (BUILD / f"{path.stem}.html").exists():
+        if not (BUILD / f"{path.stem}.html").exists() or path.stem not in record:
             continue
-        seconds, ok = timed.get(path.stem, (None, True))
-        note = "an earlier run" if seconds is None else f"{seconds:.0f} s" if ok else f"failed after {seconds:.0f} s"
+        took = record[path.stem]
         heading = html.escape(title(nbformat.read(path, as_version=4)))
-        items.append(f'<li><a href="{path.stem}.html">{heading}</a> <small>{note}</small></li>')
-    page = (TEMPLATES / "index.html").read_text(encoding="utf-8").replace("<!-- notebooks -->", "\n".join(items))
+        note = " <strong>failed</strong>" if path.stem in failed else ""
+        link = f'<a href="{path.stem}.html">{heading}</a>{note}'
+        rows.append(f"<tr><td>{link}<td>{clock(took['seconds'])}<td>{took['peak_gb']:.2f} GB</tr>")
+    total = clock(sum(took["seconds"] for took in record.values()))
+    peak = max(took["peak_gb"] for took in record.values())
+    rows.append(f"<tr><th>together<th>{total}<th>at most {peak:.2f} GB</tr>")
+    page = (TEMPLATES / "index.html").read_text(encoding="utf-8").replace("<!-- notebooks -->", "\n".join(rows))
     (BUILD / "index.html").write_text(page, encoding="utf-8")
+
+
+def clock(seconds: int) -> str:
+    return f"{seconds // 60}:{seconds % 60:02d}"
 
 
 if __name__ == "__main__":
