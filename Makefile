@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 export PYTHONUTF8 := 1
 
-.PHONY: help lecture test setup models lab check notebooks slides slides-pdf student site links record bench prove-7b matrix slow clean
+.PHONY: help lecture test setup models lab check notebooks slides slides-pdf student site links record bench budget prove-7b matrix slow audit clean
 help:       ## list the targets
 	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -38,10 +38,10 @@ models: $(VENV)/.installed
 lab: setup       ## open JupyterLab
 	$(BIN)/jupyter lab notebooks
 
-check: $(VENV)/.installed   ## ruff and the notebook contract, in seconds
+check: $(VENV)/.installed   ## ruff, the notebook contract and what SECURITY.md promises, in seconds
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(RUN) -m pytest -q tests/test_notebooks.py tests/test_repository.py
+	$(RUN) -m pytest -q tests/test_notebooks.py tests/test_repository.py tests/test_security.py
 
 notebooks: setup   ## execute in place and clean: what is committed is as run
 	$(RUN) tools/lecture.py refresh $(NB)
@@ -76,6 +76,9 @@ bench: setup     ## our decoder beside others of its size, as ratios, into bench
 	$(RUN) -m pip install --quiet --no-deps 'llms-from-scratch==1.0.19'
 	$(RUN) benchmarks/measure.py
 
+budget:          ## hold the last runs' seconds and memory against the budgets (two cores with fast bf16)
+	$(RUN) tools/lecture.py budget $(NB)
+
 prove-7b: setup  ## Llama 2 7B's architecture with random weights through 08's code (10 minutes, 14 GB of disk)
 	$(RUN) tools/prove_7b.py
 
@@ -86,6 +89,10 @@ matrix: setup    ## the unit tests on the oldest versions (Python 3.11) and the 
 slow: setup      ## the tests marked slow, some hours (K=decks: those whose name holds a word)
 	$(RUN) -m pip install --quiet --editable '.[site,browser,binder,matrix]'
 	$(RUN) -m pytest -m slow $(if $(K),-k $(K)) tests
+
+audit: $(VENV)/.installed   ## known vulnerabilities of the installed packages, their licences into build/licences.md
+	$(RUN) -m pip install --quiet --editable '.[audit]'
+	$(RUN) tools/audit.py
 
 clean:           ## remove what was built (the environment and the models stay)
 	rm -rf build .pytest_cache .ruff_cache notebooks/runs

@@ -1,6 +1,7 @@
 """Chunking: from the lecture's notebooks to passages that know where they stand."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -66,18 +67,26 @@ def plain(markdown: str) -> str:
 
 def sections(path: Path | str) -> list[Section]:
     """Return a notebook's sections in order: its markdown under each heading with an anchor. Speaker
-    notes, exercises, solutions and the summary are left out."""
+    notes, exercises, solutions and the summary are left out. Raises data.DataError for a file that is no notebook."""
     path = Path(path)
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    except OSError as error:
+        raise data.DataError(f"{path}: it cannot be read ({error.strerror}).") from None
+    except (ValueError, KeyError, TypeError):
+        raise data.DataError(f"{path}: it is no Jupyter notebook.") from None
     found: dict[str, list[str]] = {}
     titles: dict[str, str] = {}
     here = None
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+    for cell in cells:
         text, kind = "".join(cell["source"]), cell.get("metadata", {}).get("slideshow", {}).get("slide_type")
         if cell["cell_type"] != "markdown" or kind == "notes":
             continue
         if match := ANCHOR.search(text):
             here = match.group(1)
-            titles[here] = re.search(r"(?m)^#+ (.+)$", text[match.end() :]).group(1)
+            if not (heading := re.search(r"(?m)^#+ (.+)$", text[match.end() :])):
+                raise data.DataError(f"{path}: there is no heading under the anchor {here!r}.")
+            titles[here] = heading.group(1)
             text = re.sub(r"(?m)^#+ .+\n?", "", text, count=1)
         if here and here not in LEFT_OUT and (text := plain(text)):
             found.setdefault(here, []).append(text)
@@ -96,7 +105,7 @@ def _blocks(text: str, size: int) -> list[str]:
                 continue
             lines = block.startswith(("```", "|", "- ", "1. "))
             for piece in block.splitlines() if lines else re.split(r"(?<=[.!?:])\s+", block):
-                words = piece.split(" ")
+                words = re.split(r"\s", piece)  # a tab or a line break also parts words
                 blocks += [" ".join(words[i : i + size]).strip() for i in range(0, len(words), size)]
     return [block for block in blocks if block]
 
@@ -104,7 +113,12 @@ def _blocks(text: str, size: int) -> list[str]:
 def chunk(section: Section, size: int = 80, overlap: int = 20) -> list[Chunk]:
     """Return the chunks of a section: at most ``size`` words each, cut between paragraphs or sentences
     where that is possible; each begins with the last ``overlap`` words or fewer of the one before, in
-    whole blocks. An empty section has none. Raises ValueError unless 0 <= overlap < size."""
+    whole blocks. An empty section has none. Raises ValueError unless 0 <= overlap < size, TypeError for no
+    section or no whole numbers."""
+    if not isinstance(section, Section):
+        raise TypeError(f"section is a {type(section).__name__}: give a Section, as sections() returns them.")
+    data.expect_whole("size", size, least=-math.inf)
+    data.expect_whole("overlap", overlap, least=-math.inf)
     if not 0 <= overlap < size:
         raise ValueError(f"size={size}, overlap={overlap}: the overlap must be 0 or more and below the size.")
     packed: list[list[str]] = []
@@ -127,7 +141,12 @@ def chunk(section: Section, size: int = 80, overlap: int = 20) -> list[Chunk]:
 
 
 def corpus(size: int = 80, overlap: int = 20, without: Sequence[str] = ("09_rag",)) -> list[Chunk]:
-    """Return the chunks of the whole lecture but the notebooks in ``without`` (09 asks, so it must not answer)."""
+    """Return the chunks of the whole lecture but the notebooks in ``without`` (09 asks, so it must not answer).
+    Raises ValueError for a name that no notebook has, TypeError for one name without its tuple."""
+    data.expect_rows("without", without, least=0)
+    if unknown := set(without) - {path.stem for path in notebooks()}:
+        known = ", ".join(path.stem for path in notebooks())
+        raise ValueError(f"without names {', '.join(sorted(unknown))}, which is no notebook. Choose from: {known}.")
     return [
         piece
         for path in notebooks()

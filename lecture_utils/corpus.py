@@ -5,6 +5,7 @@ freed of repetitions, and split by file. Built once (under a minute), then kept 
 """
 
 import ast
+import contextlib
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lecture_utils import models
+from lecture_utils import data, models
 
 PACKAGES = (  # installed with this lecture; one that is missing is left out
     "IPython", "accelerate", "bitsandbytes", "datasets", "fsspec", "huggingface_hub", "jinja2", "jupyter_server",
@@ -47,10 +48,12 @@ def docstrings(source: str) -> list[str]:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
         return []
-    holders = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    found = [
-        (getattr(node, "lineno", 0), ast.get_docstring(node)) for node in ast.walk(tree) if isinstance(node, holders)
-    ]
+    holders, statements, found = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef), [tree], []
+    for node in statements:  # it grows; expressions, nine nodes of ten, hold none and are left out
+        for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+            statements += getattr(node, field, ())
+        if isinstance(node, holders):
+            found.append((getattr(node, "lineno", 0), ast.get_docstring(node)))
     return [text for _, text in sorted(found, key=lambda item: item[0]) if text]
 
 
@@ -141,20 +144,27 @@ def build() -> Corpus:
 
 
 def load() -> Corpus:
-    """Return the corpus from the cache, built and kept there the first time."""
+    """Return the corpus from the cache, built and kept there the first time; where nothing can be
+    kept (read-only, full) it is built each time."""
+    from filelock import FileLock
+
     path = models.cache_dir() / f"corpus-{_installed()}.json"
-    if path.exists():
-        return Corpus(**json.loads(path.read_text(encoding="utf-8")))
-    corpus = build()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(f".{os.getpid()}")
-    half.write_text(json.dumps(corpus.__dict__), encoding="utf-8")
-    half.replace(path)  # whole or not at all
-    return corpus
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.nullcontext() if path.exists() else FileLock(path.with_suffix(".lock")):  # others wait
+            if not path.exists():
+                half = path.with_suffix(".part")
+                half.write_text(json.dumps(build().__dict__), encoding="utf-8")
+                half.replace(path)  # whole or not at all
+            return Corpus(**json.loads(path.read_text(encoding="utf-8")))
+    except OSError:
+        return build()
 
 
 def encode(tokenizer, documents: list[str]) -> list[int]:
-    """Return the documents as one stream of ids, the beginning-of-text token before each (it ends the last, too)."""
+    """Return the documents as one stream of ids, the beginning-of-text token before each (it ends the last, too).
+    Raises TypeError for one text instead of a list, ValueError for none or half a character."""
+    data.expect_texts("documents", documents)
     ids = [tokenizer.bos_token_id]
     for part in tokenizer(documents, add_special_tokens=False)["input_ids"]:
         ids += [*part, tokenizer.bos_token_id]
@@ -162,16 +172,17 @@ def encode(tokenizer, documents: list[str]) -> list[int]:
 
 
 def size(documents: list[str]) -> int:
-    """Return the bytes of the documents, one for each document's end."""
+    """Return the bytes of the documents, one for each document's end. Raises as ``encode`` does."""
+    data.expect_texts("documents", documents, least=0)
     return sum(len(document.encode()) + 1 for document in documents)
 
 
 def _installed() -> str:
-    """Return a short name for this set of packages: another set is another corpus."""
+    """Return a short name for this set of packages and this module: another set is another corpus."""
     import importlib.metadata
     import sys
 
-    versions = [f"python {sys.version_info[:3]}"]
+    versions = [f"python {sys.version_info[:3]}", models.sha256(Path(__file__))]
     for name in PACKAGES:
         try:
             versions.append(f"{name} {importlib.metadata.version('pillow' if name == 'PIL' else name)}")

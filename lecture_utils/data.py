@@ -8,6 +8,7 @@ lecture's list of models.
 
 import csv
 import json
+import operator
 import re
 import tomllib
 from dataclasses import dataclass
@@ -19,6 +20,44 @@ QA_SPLITS = ("train", "test", "untrained", "unanswerable", "unanswerable_dev")
 
 class DataError(ValueError):
     """A row or file is not what the format says; the message names the line and the remedy."""
+
+
+def expect_text(name: str, text, whole: bool = True) -> None:
+    """Raise TypeError unless an argument is one text, and where a tokenizer or file takes it (``whole``), DataError
+    for half a character in it: a lone surrogate, as "\\ud83d", which is no Unicode text. The message names it."""
+    if not isinstance(text, str):
+        raise TypeError(f"{name} is a {type(text).__name__}: give one text.")
+    if whole and (half := re.search("[\ud800-\udfff]", text)):
+        raise DataError(
+            f"{name} holds {half[0]!r} at position {half.start()}, half a character that no tokenizer takes. "
+            "Read its source with the right encoding, or text.encode('utf-8', 'replace').decode()."
+        )
+
+
+def expect_rows(name: str, rows, least: int = 1) -> None:
+    """Raise TypeError for one text or mapping instead of several things in a row, ValueError for none of them
+    (``least`` 0 allows that); the message names the argument."""
+    if isinstance(rows, str | bytes | dict) or not hasattr(rows, "__len__"):
+        raise TypeError(f"{name} is a {type(rows).__name__}: give a list, even of one.")
+    if len(rows) < least:
+        raise ValueError(f"{name} is empty: at least {least} is needed.")
+
+
+def expect_texts(name: str, texts, least: int = 1, whole: bool = True) -> None:
+    """Raise as ``expect_rows`` and ``expect_text`` do unless an argument is a list of texts."""
+    expect_rows(name, texts, least)
+    for i, text in enumerate(texts):
+        expect_text(f"{name}[{i}]", text, whole)
+
+
+def expect_whole(name: str, number, least: int = 1) -> None:
+    """Raise TypeError unless an argument is a whole number, ValueError where it is below ``least``; both name it."""
+    try:
+        right = operator.index(number) >= least
+    except TypeError:
+        raise TypeError(f"{name}={number!r}: give a whole number.") from None
+    if not right:
+        raise ValueError(f"{name}={number}: give a whole number of at least {least}.")
 
 
 def outline() -> dict[str, dict]:
@@ -34,15 +73,19 @@ def read_jsonl(path: Path | str) -> list[dict]:
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file.") from None
+    except OSError as error:  # a folder, or no permission
+        raise DataError(f"{path}: it cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 (byte {error.start}). Save it as UTF-8.") from None
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines also cuts at U+2028, which JSON allows in a text
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}).") from None
+        except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
+            raise DataError(f"{path}, line {number}: not to be read as JSON ({error}).") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: a {type(row).__name__}, but each line must be a JSON object.")
         rows.append(row)
@@ -56,9 +99,9 @@ def recorded(name: str) -> tuple[list[dict], str]:
     Raises DataError listing the names there are.
     """
     folder = Path(__file__).parent / "recorded"
-    if not (folder / f"{name}.csv").exists():
-        names = ", ".join(sorted(path.stem for path in folder.glob("*.csv")))
-        raise DataError(f"There is no recorded run {name!r}. Choose one of: {names}.")
+    names = sorted(path.stem for path in folder.glob("*.csv"))
+    if name not in names:
+        raise DataError(f"There is no recorded run {name!r}. Choose one of: {', '.join(names)}.")
     note, *lines = (folder / f"{name}.csv").read_text(encoding="utf-8").splitlines()
     return [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(lines)], note.strip("# ")
 
@@ -181,6 +224,8 @@ def own_pairs(path: Path | str):
                 )
         if not isinstance(row.get("key", ""), str):
             raise DataError(f"{path}, pair {number}: 'key' must be a string.")
+        for field in ("question", "answer", "key"):
+            expect_text(f"{path}, pair {number}: {field!r}", row.get(field, ""))
         pairs.append({"question": row["question"], "answer": row["answer"], "key": row.get("key", "")})
     if not pairs:
         raise DataError(f"{path}: no pairs in it.")
@@ -193,15 +238,20 @@ def _normal(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Return the lower-case words and numbers of a text (``6,738`` and ``q_proj`` are one)."""
+    """Return the lower-case words and numbers of a text (``6,738`` and ``q_proj`` are one). Raises TypeError
+    for anything but a text."""
+    expect_text("text", text, whole=False)
     return re.findall(r"\w(?:[\w.,'+/^-]*\w)?", _normal(text))
 
 
 def contains_key(text: str, key: str) -> bool:
     """Does ``text`` contain ``key`` as a whole word or number, whatever its case?
 
-    ``"15"`` is not in ``"150"``, ``"0.15"`` or ``"15.6"``. Raises ValueError for an empty key.
+    ``"15"`` is not in ``"150"``, ``"0.15"`` or ``"15.6"``. Raises ValueError for an empty key, TypeError
+    for anything but texts.
     """
+    expect_text("text", text, whole=False)
+    expect_text("key", key, whole=False)
     if not key.strip():
         raise ValueError("key is empty: every text would contain it.")
     whole = rf"(?<!\w)(?<!\d[.,]){re.escape(_normal(key))}(?!\w)(?![.,]\d)"
@@ -210,8 +260,16 @@ def contains_key(text: str, key: str) -> bool:
 
 def chat(question: str | list[dict], answer: str | None = None) -> list[dict]:
     """Return a pair as chat messages (only the user's when there is no answer). ``question`` may also be
-    a conversation of its own: a list of messages that ends with the user's."""
-    messages = [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
+    a conversation of its own: a list of messages that ends with the user's. Raises TypeError for anything
+    else, ValueError for no messages, DataError for half a character."""
+    if isinstance(question, str):
+        question = [{"role": "user", "content": question}]
+    if not isinstance(question, list | tuple) or not all(isinstance(m, dict) and "role" in m for m in question):
+        raise TypeError("question is neither a text nor a list of messages like {'role': 'user', 'content': '…'}.")
+    expect_texts("question", [m.get("content") for m in question])
+    if answer is not None:
+        expect_text("answer", answer)
+    messages = list(question)
     return messages + ([{"role": "assistant", "content": answer}] if answer is not None else [])
 
 
@@ -220,7 +278,7 @@ def render(tokenizer, question: str | list[dict], answer: str | None = None, **t
 
     The completion ends with the end-of-turn token (nothing after it is to be learnt); it is
     empty without an answer. Tokenize both with ``add_special_tokens=False``: the template
-    has put the special tokens in. Raises DataError if the template rewrites the prompt.
+    has put the special tokens in. Raises DataError if the template rewrites the prompt, and what ``chat`` does.
     """
     prompt = tokenizer.apply_chat_template(
         chat(question), tokenize=False, add_generation_prompt=True, **template_options
@@ -234,7 +292,9 @@ def render(tokenizer, question: str | list[dict], answer: str | None = None, **t
 
 
 def token_ids(tokenizer, question: str, answer: str, **template_options) -> tuple[list[int], list[int]]:
-    """Return ``render``'s prompt and completion as token ids; one after the other they are the row."""
+    """Return ``render``'s prompt and completion as token ids; one after the other they are the row. Raises
+    TypeError without an answer, and what ``render`` does."""
+    expect_text("answer", answer)
     texts = render(tokenizer, question, answer, **template_options)
     prompt, completion = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
     return prompt, completion

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from lecture_utils import quantization
+from lecture_utils import data, quantization
 from lecture_utils.transformer import KVCache, Llama, causal_mask, rope, rotate
 
 
@@ -54,10 +54,15 @@ class Decoder:
 
     Takes the place of ``Llama`` in ``generation.stream``: the same logits in fp32 but for
     rounding, nearly the same in bf16 or with ``int8`` (whose product is fast with bf16 alone:
-    with fp32 between it is slower than no int8). length: positions there can be.
+    with fp32 between it is slower than no int8). length: positions there can be. Raises TypeError for
+    a dtype that is not of floating point, ValueError for a length below 1.
     """
 
     def __init__(self, model: Llama, dtype: torch.dtype = torch.float32, int8: bool = False, length: int = 2048):
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"dtype={dtype!r}: give one such as torch.bfloat16; for weights of 8 bits, int8=True.")
+        data.expect_whole("length", length)
+
         def matrix(*parts):
             return Matrix(torch.cat([part.weight.detach() for part in parts]), dtype, int8)
 

@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 
-from lecture_utils.data import contains_key, render, token_ids, words
+from lecture_utils.data import contains_key, expect_rows, expect_texts, expect_whole, render, token_ids, words
 
 
 def token_f1(answer: str, reference: str) -> float:
@@ -37,18 +37,22 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 def difference(a, b, draws: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
     """Return (mean of a - b, low, high): a paired bootstrap's 95 % interval over the items (n,) that both
-    judged. Raises ValueError for no items or unequal numbers of them."""
+    judged. Raises ValueError for no items, unequal numbers of them, a NaN or an infinity."""
     import torch
 
     if len(a) != len(b) or not len(a):
         raise ValueError(f"{len(a)} and {len(b)} results: both need the same items, at least one.")
+    expect_whole("draws", draws)
     gap = torch.tensor([float(x) - float(y) for x, y in zip(a, b, strict=True)])
+    if not gap.isfinite().all():
+        raise ValueError("a and b hold a NaN or an infinity: their difference has no mean.")
     drawn = gap[torch.randint(len(gap), (draws, len(gap)), generator=torch.Generator().manual_seed(seed))].mean(1)
     low, high = drawn.quantile(torch.tensor([0.025, 0.975])).tolist()
     return gap.mean().item(), low, high
 
 
 def _batches(rows: list, size: int):
+    expect_whole("batch_size", size)
     return (rows[i : i + size] for i in range(0, len(rows), size))
 
 
@@ -56,10 +60,11 @@ def answer_loss(model, tokenizer, pairs, batch_size: int = 10, **template_option
     """Return the mean loss in nats per answer token (the end-of-turn token included).
 
     pairs: rows with ``question`` and ``answer``. exp of it is the answers' perplexity.
-    Only the answers' positions go through the output head.
+    Only the answers' positions go through the output head. Raises ValueError for no pairs.
     """
     import torch
 
+    expect_rows("pairs", pairs)
     pad = tokenizer.pad_token_id
     rows = [token_ids(tokenizer, pair["question"], pair["answer"], **template_options) for pair in pairs]
     rows.sort(key=lambda row: len(row[0]) + len(row[1]))
@@ -123,10 +128,14 @@ def complete(
 ) -> list[str]:  # fmt: skip
     """Return what the model writes after each text, in their order: greedy, or sampled at a temperature above 0.
 
-    processor: makes a transformers ``LogitsProcessor`` for each batch.
+    processor: makes a transformers ``LogitsProcessor`` for each batch. Raises TypeError for one text instead
+    of a list, ValueError for an empty text or half a character.
     """
     import torch
 
+    expect_texts("texts", texts, least=0)
+    if "" in texts:
+        raise ValueError(f"texts[{texts.index('')}] is empty: there is nothing to go on from.")
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     written = [""] * len(texts)
     how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
@@ -151,7 +160,10 @@ def generate_answers(
     model, tokenizer, questions, max_new_tokens: int = 32, batch_size: int = 35, temperature: float = 0.0,
     processor=None, **template_options,
 ) -> list[str]:  # fmt: skip
-    """Return the model's answers to ``questions`` (texts or conversations), in their order, as ``complete`` writes them."""
+    """Return the model's answers to ``questions`` (texts or conversations), in their order, as ``complete`` writes them.
+    Raises TypeError for one text instead of a list."""
+    if isinstance(questions, str):
+        raise TypeError(f"questions is one text: give a list, [{questions!r}].")
     prompts = [render(tokenizer, question, **template_options)[0] for question in questions]
     written = complete(model, tokenizer, prompts, max_new_tokens, batch_size, temperature, processor)
     return [text.strip() for text in written]
@@ -183,9 +195,16 @@ class Report:
 
 def evaluate(model, tokenizer, pairs, **template_options) -> Report:
     """Answer every question of ``pairs`` (question, answer, key) greedily and judge. The model
-    is put into eval mode: with dropout on, the answers would be noise."""
-    model.eval()
+    is put into eval mode: with dropout on, the answers would be noise. Raises ValueError for no pairs, or
+    one without a key (before anything is answered)."""
     pairs = list(pairs)
+    expect_rows("pairs", pairs)
+    for i, pair in enumerate(pairs):
+        if not pair.get("key", "").strip():
+            raise ValueError(
+                f"pairs[{i}] has no 'key', what its answer must contain: take answer_loss, which needs none."
+            )
+    model.eval()
     answers = generate_answers(model, tokenizer, [p["question"] for p in pairs], **template_options)
     n = len(pairs)
     return Report(

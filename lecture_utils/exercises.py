@@ -38,26 +38,40 @@ def check_number(name: str, attempt, expected: float, why: str, hint: str, rel: 
         return _say(name, None, "", hint)
     try:
         value = float(attempt)
-    except (TypeError, ValueError):
+    except Exception:  # an attempt may be anything: a tensor of two, a number beyond floats
         return _say(name, False, f"A number is expected, not {attempt!r}.", hint)
     right = math.isclose(value, expected, rel_tol=rel)
     return _say(name, right, why if right else hint, hint)
 
 
+def _equal(got, expected) -> bool:
+    """Are they equal, floats to 1e-6? What cannot be compared, such as an array with a word, is not."""
+    try:
+        if isinstance(expected, float) and not isinstance(got, str):
+            return math.isclose(float(got), expected, abs_tol=1e-6)
+        return bool(got == expected)
+    except Exception:
+        return False
+
+
 def check_choice(name: str, attempt, expected, why: str, hints: dict) -> bool | None:
-    """Compare a choice with the expected one; ``hints`` says for each wrong one why it is wrong."""
+    """Compare a choice with the expected one; ``hints`` says for each wrong one why it is wrong. Never raises
+    for a wrong attempt."""
     if attempt is ...:
         return _say(name, None, "", hints)
-    right = attempt == expected
-    return _say(name, right, why if right else hints.get(attempt, f"{attempt!r} is not among the choices."), hints)
+    right = _equal(attempt, expected)
+    wrong = next((said for choice, said in hints.items() if _equal(attempt, choice)), None)
+    return _say(name, right, why if right else wrong or f"{attempt!r} is not among the choices.", hints)
 
 
 def check_function(name: str, attempt, cases, why: str, hint: str) -> bool | None:
     """Call ``attempt(*arguments)`` for each ``(arguments, expected)`` of ``cases`` and compare.
 
     Floats are compared to 1e-6. The first case that fails is shown. A function that returns
-    ``...`` is not attempted yet.
+    ``...``, or ``...`` in its place, is not attempted yet.
     """
+    if attempt is ...:
+        return _say(name, None, "", hint)
     for arguments, expected in cases:
         try:
             got = attempt(*arguments)
@@ -65,10 +79,7 @@ def check_function(name: str, attempt, cases, why: str, hint: str) -> bool | Non
             return _say(name, False, f"It raised {type(error).__name__}: {error}. {hint}", hint)
         if got is ...:
             return _say(name, None, "", hint)
-        close = (
-            isinstance(expected, float) and isinstance(got, int | float) and math.isclose(got, expected, abs_tol=1e-6)
-        )
-        if not (close or got == expected):
+        if not _equal(got, expected):
             shown = ", ".join(map(repr, arguments))
             return _say(name, False, f"For ({shown}) it gives {got!r}, expected {expected!r}. {hint}", hint)
     return _say(name, True, why, hint)

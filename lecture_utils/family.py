@@ -36,7 +36,9 @@ class Bottleneck(nn.Module):
 
 
 def add_bottlenecks(model, bottleneck: int = 16):
-    """Freeze a Llama and put an adapter layer after each attention and each feed-forward. In place."""
+    """Freeze a Llama and put an adapter layer after each attention and each feed-forward. In place. Raises
+    ValueError for a bottleneck below 1."""
+    data.expect_whole("bottleneck", bottleneck)
     model.requires_grad_(False)
     width = model.config.hidden_size
     for block in model.model.layers:
@@ -69,11 +71,17 @@ METHODS = {
 }  # fmt: skip
 
 
+def _check(method: str, split: str = "test") -> None:
+    if method not in METHODS:
+        raise ValueError(f"There is no method {method!r}. Choose one of: {', '.join(METHODS)}.")
+    if split not in ("train", "choose", "test"):
+        raise KeyError(f"There is no split {split!r}: choose 'train', 'choose' or 'test'.")
+
+
 def adapt(model, method: str):
     """Return ``model`` adapted by one of ``METHODS``, its new parameters in fp32. Raises ValueError for
     an unknown name."""
-    if method not in METHODS:
-        raise ValueError(f"There is no method {method!r}. Choose one of: {', '.join(METHODS)}.")
+    _check(method)
     if (config := configs()[method]) is None:
         return add_bottlenecks(model)
     from peft import get_peft_model
@@ -84,6 +92,7 @@ def adapt(model, method: str):
 def questions(split: str) -> tuple[list[str], list[str]]:
     """Return (questions, subjects). ``"train"``: eight phrasings of each fact, ``"choose"``: the
     ninth, to choose learning rates by, ``"test"``: the held-out tenth. Raises KeyError otherwise."""
+    _check(next(iter(METHODS)), split)
     qa = data.lecture_qa()
     rows = qa["test" if split == "test" else "train"]
     ninth = {fact: i for i, fact in enumerate(rows["fact"])}.values()  # the last row of each fact
@@ -93,7 +102,12 @@ def questions(split: str) -> tuple[list[str], list[str]]:
 
 
 def encode(tokenizer, questions: list[str], subjects: list[str]):
-    """Return (ids, mask), both (rows, time) and padded on the left, and the wanted token (rows)."""
+    """Return (ids, mask), both (rows, time) and padded on the left, and the wanted token (rows). Raises ValueError
+    for no questions, or subjects that are not one for each."""
+    data.expect_rows("questions", questions)
+    data.expect_texts("subjects", subjects)
+    if len(questions) != len(subjects):
+        raise ValueError(f"{len(questions)} questions and {len(subjects)} subjects: one of each is needed.")
     prompts = [data.render(tokenizer, q)[0] for q in questions]
     x = tokenizer(prompts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
     first = [tokenizer(s, add_special_tokens=False)["input_ids"][0] for s in subjects]
@@ -137,9 +151,11 @@ def score(model, tokenizer, split: str) -> tuple[int, int]:
 
 
 def run(method: str, seed: int = 0, learning_rate: float | None = None, split: str = "test") -> Outcome:
-    """Adapt the laptop's model by a method, train it for ``STEPS`` batches, and judge it."""
+    """Adapt the laptop's model by a method, train it for ``STEPS`` batches, and judge it. Raises ValueError for an
+    unknown method, KeyError for an unknown split, both before anything is loaded."""
     from tqdm.auto import tqdm
 
+    _check(method, split)
     runtime.seed_everything(seed)
     rate = learning_rate or METHODS.get(method)
     model, tokenizer = models.load_chat_model()

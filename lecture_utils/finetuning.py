@@ -16,12 +16,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lecture_utils import data, evaluation, models, runtime
+from lecture_utils import data, evaluation, models, plotting, runtime
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to finetune: a model, an adapter, and how it is trained."""
+    """One way to finetune: a model, an adapter, and how it is trained. Raises ValueError for a size below 1 or
+    another number that makes no sense, TypeError for a size that is not whole; the message names it."""
 
     name: str
     model: str = models.LAPTOP_MODEL
@@ -44,6 +45,28 @@ class Recipe:
     completion_only: bool = True  # is the loss on the answer alone?
     checkpointing: bool = False  # recompute activations in the backward pass?
     max_length: int = 512  # tokens; longer rows are cut
+
+    def __post_init__(self):
+        for name in ("rank", "batch_size", "accumulation", "max_length"):
+            data.expect_whole(name, getattr(self, name))
+        data.expect_whole("first_layer", self.first_layer, least=0)
+        for name in ("alpha", "learning_rate", "epochs"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: it must be above 0.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: a share, 0 or more and below 1.")
+        if self.quantization not in (None, "nf4", "fp4", "int8"):
+            raise ValueError(f"quantization={self.quantization!r}: choose None, 'nf4', 'fp4' or 'int8'.")
+
+
+def _check(chosen, pairs=None) -> None:
+    """Raise TypeError unless ``chosen`` is a recipe and ``pairs``, if given, a dataset; ValueError if that is empty."""
+    if not isinstance(chosen, Recipe):
+        raise TypeError(f"chosen={chosen!r}: give a Recipe, such as recipe('laptop').")
+    if pairs is not None and not {"question", "answer"} <= set(getattr(pairs, "column_names", ())):
+        raise TypeError("pairs must be a datasets.Dataset with the columns question and answer: see data.own_pairs.")
+    if pairs is not None and not len(pairs):
+        raise ValueError("pairs is empty: there is nothing to learn from.")
 
 
 _LECTURE = Recipe(
@@ -96,16 +119,24 @@ def recipe(name: str) -> Recipe:
 
 
 def template_options(chosen: Recipe) -> dict:
-    """Return what the model's chat template needs to be told (nothing for a plain folder)."""
+    """Return what the model's chat template needs to be told (nothing for a plain folder). Raises TypeError for
+    a recipe's name instead of the recipe."""
+    _check(chosen)
     return dict(models.REGISTRY[chosen.model].template_options) if chosen.model in models.REGISTRY else {}
 
 
 def lora_config(chosen: Recipe):
-    """Return PEFT's configuration of the recipe's adapter."""
+    """Return PEFT's configuration of the recipe's adapter. Raises ValueError where it begins above the last layer,
+    TypeError for a recipe's name instead of the recipe."""
+    _check(chosen)
     from peft import LoraConfig
 
     layers, targets = None, chosen.targets
     if chosen.first_layer:  # PEFT then wants the matrices by name
+        if chosen.first_layer >= models.depth(chosen.model):
+            raise ValueError(
+                f"first_layer={chosen.first_layer}: {chosen.model} has {models.depth(chosen.model)} layers."
+            )
         layers = list(range(chosen.first_layer, models.depth(chosen.model)))
         targets = models.Shape.MATRICES if targets == "all-linear" else targets
     return LoraConfig(
@@ -120,7 +151,9 @@ def lora_config(chosen: Recipe):
 
 
 def training_arguments(chosen: Recipe, folder: Path | str, **overrides):
-    """Return TRL's SFTConfig of a recipe; ``overrides`` are SFTConfig's own arguments."""
+    """Return TRL's SFTConfig of a recipe; ``overrides`` are SFTConfig's own arguments. Raises TypeError for a
+    recipe's name instead of the recipe."""
+    _check(chosen)
     import torch
     from trl import SFTConfig
 
@@ -156,7 +189,9 @@ def training_arguments(chosen: Recipe, folder: Path | str, **overrides):
 
 
 def conversations(pairs, chosen: Recipe):
-    """Return pairs as TRL wants them: ``prompt`` and ``completion``, each a list of messages."""
+    """Return pairs as TRL wants them: ``prompt`` and ``completion``, each a list of messages. Raises TypeError for
+    pairs that are no dataset, ValueError for none."""
+    _check(chosen, pairs)
     options = template_options(chosen)
 
     def convert(pair):
@@ -197,7 +232,8 @@ def completion_trainer(**settings):
 
 
 def fingerprint(chosen: Recipe, pairs) -> str:
-    """Return a hash of a recipe and its data: only an equal run may be resumed."""
+    """Return a hash of a recipe and its data: only an equal run may be resumed. Raises as ``conversations`` does."""
+    _check(chosen, pairs)
     what = json.dumps([dataclasses.asdict(chosen), list(zip(pairs["question"], pairs["answer"], strict=True))])
     return hashlib.sha256(what.encode()).hexdigest()
 
@@ -213,8 +249,13 @@ def train(trainer, mark: str = "", resume: bool = True):
 
     folder = Path(trainer.args.output_dir)
     marked = folder / "run.txt"
+    if trainer.is_world_process_zero():
+        for cut in folder.glob("checkpoint-*"):  # the state is written last: without it the rest is not whole
+            if not (cut / "trainer_state.json").exists():
+                shutil.rmtree(cut)
+    trainer.accelerator.wait_for_everyone()
     last = get_last_checkpoint(folder) if folder.exists() else None
-    same = marked.exists() and marked.read_text() == mark
+    same = marked.exists() and marked.read_text(encoding="utf-8") == mark
     if last and resume and same:
         print(f"Resuming from step {last.rsplit('-', 1)[-1]}.")
     else:
@@ -226,22 +267,27 @@ def train(trainer, mark: str = "", resume: bool = True):
             for old in folder.glob("checkpoint-*"):
                 shutil.rmtree(old)
             folder.mkdir(parents=True, exist_ok=True)
-            marked.write_text(mark)
+            marked.write_text(mark, encoding="utf-8")
     runtime.trim_memory()
     half = trainer.args.bf16 or trainer.args.fp16
     try:
         cast_inputs(trainer.model, not half)
         output = trainer.train(resume_from_checkpoint=last)
-    except RuntimeError as error:
-        if "out of memory" in str(error).lower():
+        trainer.save_model(str(folder / "adapter"))
+    except Exception as error:  # safetensors and torch have errors of their own for a full disk
+        if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
             raise models.ModelError(
                 "The GPU's memory is full. Next to try, in this order: restart the kernel (another model may "
                 "hold memory), halve batch_size and double accumulation, checkpointing=True, a smaller rank."
             ) from error
+        if "No space left" in str(error) or shutil.disk_usage(folder).free < 1e6:
+            raise models.ModelError(
+                f"The disk is full: {folder} could not be written. Free some space (an adapter and its optimizer take "
+                "three times the adapter's size) and train again: it goes on from the last whole checkpoint."
+            ) from error
         raise
     finally:
         cast_inputs(trainer.model, True)
-    trainer.save_model(str(folder / "adapter"))
     if trainer.is_world_process_zero():
         for old in folder.glob("checkpoint-*"):
             shutil.rmtree(old)
@@ -273,8 +319,10 @@ def _start_over(trainer) -> None:
 
 
 def saved_recipe(folder: Path | str) -> Recipe:
-    """Return the recipe that an output folder was made with."""
-    return Recipe(**json.loads((Path(folder) / "recipe.json").read_text()))
+    """Return the recipe that an output folder was made with. Raises ModelError where there is none."""
+    if not (Path(folder) / "recipe.json").exists():
+        raise models.ModelError(f"{folder} holds no recipe.json: finetune with --output {folder} first.")
+    return Recipe(**json.loads((Path(folder) / "recipe.json").read_text(encoding="utf-8")))
 
 
 def load_finetuned(folder: Path | str, quantization: str | None = None, merge: bool = True):
@@ -295,8 +343,10 @@ def load_finetuned(folder: Path | str, quantization: str | None = None, merge: b
 def finetune(chosen: Recipe, pairs, folder: Path | str, held_out=None, resume: bool = True, **overrides):
     """Finetune a recipe's model on ``pairs`` (question, answer); what the notebook does, in one call.
 
-    Returns ``(model, tokenizer, trainer)``. ``held_out`` pairs are judged before and after.
+    Returns ``(model, tokenizer, trainer)``. ``held_out`` pairs are judged before and after. Raises as
+    ``conversations`` does, before anything is loaded.
     """
+    _check(chosen, pairs)
     folder, options = Path(folder), template_options(chosen)
     model, tokenizer = models.load_chat_model(chosen.model, chosen.quantization, double_quant=chosen.double_quant)
     runtime.faster_short_sequences(model)
@@ -317,7 +367,7 @@ def finetune(chosen: Recipe, pairs, folder: Path | str, held_out=None, resume: b
     train(trainer, fingerprint(chosen, pairs), resume)
     judge("after", trainer.model)
     if trainer.is_world_process_zero():
-        (folder / "recipe.json").write_text(json.dumps(dataclasses.asdict(chosen), indent=1))
+        (folder / "recipe.json").write_text(json.dumps(dataclasses.asdict(chosen), indent=1), encoding="utf-8")
     return trainer.model, tokenizer, trainer
 
 
@@ -332,9 +382,13 @@ def chat_loop(folder: Path | str, read=input) -> None:
     """Talk with a finetuned model until an empty line; answers appear as they are made."""
     from transformers import TextStreamer
 
+    class Streamer(TextStreamer):
+        def on_finalized_text(self, text, stream_end=False):
+            super().on_finalized_text(plotting.visible(text), stream_end)  # a terminal obeys what it is sent
+
     model, tokenizer = load_finetuned(folder)
     options = template_options(saved_recipe(folder))
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     print("Ask, or press Enter on an empty line to leave.")
     while question := read("> ").strip():
         prompt = data.render(tokenizer, question, **options)[0]
@@ -370,7 +424,10 @@ def main(arguments: list[str] | None = None) -> None:
     changes = {k: v for k, v in (("model", given.model), ("epochs", given.epochs)) if v is not None}
     if given.model:
         changes["first_layer"] = 0  # a recipe's choice of layers is for its own model
-    chosen = dataclasses.replace(chosen, **changes)
+    try:
+        chosen = dataclasses.replace(chosen, **changes)
+    except ValueError as error:
+        parser.error(str(error))
     pairs, held_out = data.own_pairs(given.data), None
     if not 0 <= given.hold_out < 1:
         parser.error("--hold-out is a share between 0 and 1")

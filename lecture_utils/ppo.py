@@ -16,7 +16,8 @@ from lecture_utils import alignment, data, runtime
 
 @dataclass(frozen=True)
 class Plan:
-    """How a policy is trained; sizes are those of one round."""
+    """How a policy is trained; sizes are those of one round. Raises ValueError for negative rounds, another
+    size below 1 or a temperature that is not positive, TypeError for a size that is not whole."""
 
     rounds: int = 10
     prompts: int = 32  # answers written in a round
@@ -31,6 +32,13 @@ class Plan:
     gamma: float = 1.0
     lam: float = 1.0  # of GAE: an answer is short, so its reward counts in full for its first token
     seed: int = 0
+
+    def __post_init__(self):
+        data.expect_whole("rounds", self.rounds, least=0)
+        for name in ("prompts", "new_tokens", "epochs", "rows"):
+            data.expect_whole(name, getattr(self, name))
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature}: answers are sampled, so it must be above 0.")
 
 
 @dataclass
@@ -55,10 +63,17 @@ class RewardModel:
 
 def fit_reward(chosen, rejected, layer: int, decay: float = 0.03, margin: torch.Tensor | float = 0.0) -> RewardModel:
     """Return the reward model that Bradley-Terry likes best, features (pairs, width) each; it is
-    a convex problem, solved to the end. decay: of the squared weights. Raises ValueError for no pairs."""
+    a convex problem, solved to the end. decay: of the squared weights. Raises ValueError for no pairs, features
+    that are not finite or a negative decay, TypeError for features that are whole numbers."""
     if chosen.shape != rejected.shape or not len(chosen):
         raise ValueError(f"{len(chosen)} chosen and {len(rejected)} rejected answers: as many of both are needed.")
     both = torch.cat((chosen, rejected))
+    if not both.is_floating_point():
+        raise TypeError(f"chosen has dtype {chosen.dtype}: features are floating-point numbers.")
+    if both.ndim != 2 or not both.isfinite().all():
+        raise ValueError("chosen and rejected: finite features are needed, (pairs, width).")
+    if not decay >= 0:
+        raise ValueError(f"decay={decay}: the weights would grow without end.")
     mean, scale = both.mean(0), both.std(0).clamp(min=1e-6)
     apart = (chosen - rejected) / scale
     weight = torch.zeros(chosen.shape[1], requires_grad=True)
@@ -79,8 +94,11 @@ def fit_reward(chosen, rejected, layer: int, decay: float = 0.03, margin: torch.
 
 
 def hidden_states(model, ids, mask, layer: int | None = None):
-    """Return (last hidden state, that behind block ``layer``) of a causal model, adapter as it is switched."""
+    """Return (last hidden state, that behind block ``layer``) of a causal model, adapter as it is switched.
+    Raises ValueError for a layer that it has not (they count from 1)."""
     lm = (model.get_base_model() if hasattr(model, "get_base_model") else model).model
+    if layer is not None and not 1 <= layer <= len(lm.layers):
+        raise ValueError(f"layer={layer}: the model has the layers 1 to {len(lm.layers)}.")
     kept: list = []
     if layer is not None:  # a hook keeps one layer's states; output_hidden_states would keep all
         watch = lm.layers[layer - 1].register_forward_hook(
@@ -98,9 +116,15 @@ def hidden_states(model, ids, mask, layer: int | None = None):
 def answer_features(
     model, tokenizer, pairs: list[tuple[str, str]], layer: int, last: bool = False, rows: int = 16
 ) -> torch.Tensor:
-    """Return the mean hidden state (pairs, width) over each answer's tokens behind block ``layer``, or its last one."""
+    """Return the mean hidden state (pairs, width) over each answer's tokens behind block ``layer``, or its last one.
+    Raises ValueError for no pairs or a layer that the model has not, TypeError for pairs that are no tuples."""
     from tqdm.auto import tqdm
 
+    data.expect_rows("pairs", pairs)
+    data.expect_whole("layer", layer)
+    data.expect_whole("rows", rows)
+    if any(isinstance(pair, str | dict) or len(pair) != 2 for pair in pairs):
+        raise TypeError("pairs must be a list of (prompt, answer).")
     made = [data.token_ids(tokenizer, prompt, answer) for prompt, answer in pairs]
     order = sorted(range(len(made)), key=lambda i: len(made[i][0]) + len(made[i][1]))
     out: list = [None] * len(made)
@@ -178,7 +202,8 @@ class PPO:
 
     @torch.no_grad()
     def write(self, prompts: list[str], seed: int) -> Answers:
-        """Sample an answer to each prompt and judge it."""
+        """Sample an answer to each prompt and judge it. Raises ValueError for no prompts, TypeError for one text."""
+        data.expect_rows("prompts", prompts)
         plan, tokenizer = self.plan, self.tokenizer
         self.model.eval()
         texts = [data.render(tokenizer, prompt)[0] for prompt in prompts]
@@ -206,9 +231,10 @@ class PPO:
         return Answers(ids, seen, mask, log_p, reference, values, self.reward(features, written), written)
 
     def survey(self, prompts: list[str], seed: int = 0) -> Survey:
-        """Sample an answer to each of many prompts, without learning from them."""
+        """Sample an answer to each of many prompts, without learning from them. Raises as ``write`` does."""
         from tqdm.auto import tqdm
 
+        data.expect_rows("prompts", prompts)
         starts = tqdm(range(0, len(prompts), 16), desc="surveying", leave=False)
         parts = [self.write(prompts[i : i + 16], seed=seed + i) for i in starts]
         score, kl = torch.cat([part.score for part in parts]), torch.cat([part.kl for part in parts])
@@ -236,9 +262,11 @@ class PPO:
         return {"clipped": clipped, "policy loss": loss, "value loss": error}
 
     def train(self, prompts: list[str], until: int | None = None) -> "PPO":
-        """Go on to round ``until`` (default: the plan's last), each with the next prompts in turn."""
+        """Go on to round ``until`` (default: the plan's last), each with the next prompts in turn. Raises as
+        ``write`` does."""
         from tqdm.auto import tqdm
 
+        data.expect_rows("prompts", prompts)
         until = self.plan.rounds if until is None else until
         for number in tqdm(range(len(self.history), until), desc="PPO", leave=False):
             start = number * self.plan.prompts

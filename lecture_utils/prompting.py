@@ -9,7 +9,7 @@ import operator
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lecture_utils import data
@@ -35,10 +35,15 @@ class Prompt:
 
 def balanced(rows: Sequence[dict], count: int, seed: int = 0) -> list[tuple[str, str]]:
     """Return ``count`` (text, label) examples drawn from rows, as many of each label, in random order.
-    Raises ValueError if ``count`` cannot be shared out so."""
+    Raises ValueError if ``count`` cannot be shared out so, or there are no rows or too few of a label."""
+    data.expect_rows("rows", rows)
+    data.expect_whole("count", count, least=0)
     chance, labels = random.Random(seed), sorted({row["label"] for row in rows})
     if count % len(labels):
         raise ValueError(f"count={count} examples cannot be shared out among {len(labels)} labels.")
+    fewest = min(Counter(row["label"] for row in rows).values())
+    if count > fewest * len(labels):
+        raise ValueError(f"count={count}: a label has only {fewest} rows, so {fewest * len(labels)} are the most.")
     drawn = [
         (row["text"], label)
         for label in labels
@@ -51,16 +56,26 @@ def balanced(rows: Sequence[dict], count: int, seed: int = 0) -> list[tuple[str,
 # Choices ------------------------------------------------------------------------------------
 
 
+def _expect_choices(choices) -> None:
+    data.expect_texts("choices", choices)
+    if "" in choices:  # it would be said by every answer, with a probability of 1
+        raise ValueError("choices holds an empty text.")
+
+
 def choice_log_probabilities(model, tokenizer, conversations, choices: Sequence[str], rows: int = 16):
     """Return log p of each whole choice as the answer (conversations, choices), nats, end of turn not counted.
 
-    The prompt is read once for all choices of one token; longer ones are read behind it.
+    The prompt is read once for all choices of one token; longer ones are read behind it. Raises ValueError
+    for no choices or an empty one, TypeError for one text instead of a list.
     """
     import torch
 
     from lecture_utils.alignment import token_log_probabilities
     from lecture_utils.evaluation import read_together
 
+    _expect_choices(choices)
+    data.expect_rows("conversations", conversations, least=0)
+    data.expect_whole("rows", rows)
     ids = [tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in choices]
     prompts = [
         tokenizer(data.render(tokenizer, asked)[0], add_special_tokens=False)["input_ids"] for asked in conversations
@@ -89,9 +104,12 @@ def choice_log_probabilities(model, tokenizer, conversations, choices: Sequence[
 
 
 def first_of(answer: str, choices: Sequence[str]) -> str | None:
-    """Return the choice that an answer says first, in whatever case; None if it says none."""
-    found = re.search("|".join(map(re.escape, choices)), answer, re.IGNORECASE)
-    return found and next(choice for choice in choices if choice.lower() == found[0].lower())
+    """Return the choice that an answer says first, in whatever case; None if it says none. Raises ValueError
+    for no choices or an empty one, TypeError for one text instead of a list, or an answer that is none."""
+    _expect_choices(choices)
+    data.expect_text("answer", answer, whole=False)
+    found = re.search("|".join(f"({re.escape(choice)})" for choice in choices), answer, re.IGNORECASE)
+    return found and choices[found.lastindex - 1]
 
 
 def calibrated(scores, liking):
@@ -187,10 +205,12 @@ def as_json(notice: dict) -> str:
 
 
 def fields_right(answer: str, notice: dict) -> list[bool]:
-    """Return for each field of ``EVENT_FIELDS`` whether a JSON answer gives it as the notice does; no JSON object, none."""
+    """Return for each field of ``EVENT_FIELDS`` whether a JSON answer gives it as the notice does; no JSON object, none.
+    Raises TypeError for an answer that is no text."""
+    data.expect_text("answer", answer, whole=False)
     try:
         given = json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         given = None
     given = given if isinstance(given, dict) else {}
     return [field in given and given[field] == notice[field] for field in EVENT_FIELDS]
@@ -202,13 +222,26 @@ MONTHS = ("January", "February", "March", "April", "May", "June", "July", "Augus
           "November", "December")  # fmt: skip
 
 
+def _until(made: dict, count: int) -> Iterator[None]:
+    """Go on until ``made`` holds ``count``. Raises ValueError where nothing new comes any more."""
+    before, idle = 0, 0
+    while len(made) < count:
+        before, idle = len(made), idle + 1 if len(made) == before else 0
+        if idle > 10_000:
+            raise ValueError(f"count={count}: hardly more than {len(made)} different ones can be made.")
+        yield
+
+
 DATE_FORMS = ("{d} {name} {y}", "{name} {d}, {y}", "the {d}{th} of {name} {y}", "{d} {short} {y}", "{short}. {d}, {y}")
 
 
 def dates(count: int, seed: int = 0, forms: Sequence[str] = DATE_FORMS) -> list[tuple[str, str]]:
-    """Return ``count`` different dates as people write them, with their ISO form: ("3 May 2019", "2019-05-03")."""
+    """Return ``count`` different dates as people write them, with their ISO form: ("3 May 2019", "2019-05-03").
+    Raises ValueError for no forms, a negative count, or more than the forms make; TypeError for one form alone."""
+    data.expect_whole("count", count, least=0)
+    data.expect_texts("forms", forms)
     chance, made = random.Random(seed), {}
-    while len(made) < count:
+    for _ in _until(made, count):
         y, m, d = chance.randint(1950, 2029), chance.randint(1, 12), chance.randint(1, 28)
         th = "th" if 4 <= d <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(d % 10, "th")
         text = chance.choice(forms).format(d=d, th=th, name=MONTHS[m - 1], short=MONTHS[m - 1][:3], y=y)
@@ -248,9 +281,14 @@ _STORIES = (  # (text, reasoning)
 
 
 def problems(count: int, seed: int = 0, stories: Sequence[int] = range(len(_STORIES))) -> list[Problem]:
-    """Return ``count`` different word problems with numbers from 2 to 9; ``stories`` picks their patterns."""
+    """Return ``count`` different word problems with numbers from 2 to 9; ``stories`` picks their patterns. Raises
+    ValueError for a pattern that there is not, a negative count, or more than the patterns make."""
+    data.expect_whole("count", count, least=0)
+    data.expect_rows("stories", stories)
+    if wrong := [story for story in stories if story not in range(len(_STORIES))]:
+        raise ValueError(f"stories holds {wrong[0]!r}: there are the patterns 0 to {len(_STORIES) - 1}.")
     chance, made = random.Random(seed), {}
-    while len(made) < count:
+    for _ in _until(made, count):
         text, steps = _STORIES[chance.choice(list(stories))]
         a, b, c = (chance.randint(2, 9) for _ in range(3))
         ab, r = a + b, a + b - c
@@ -281,9 +319,14 @@ def ways_to_solve(examples: Sequence[Problem]) -> dict[str, Prompt]:
 
 
 def last_number(text: str) -> int | None:
-    """Return the last whole number of a text, None if there is none (1,200 is one number)."""
+    """Return the last whole number of a text, None if there is none (1,200 is one number) or Python does not
+    read it (more than 4,300 digits). Raises TypeError for anything but a text."""
+    data.expect_text("text", text, whole=False)
     found = re.findall(r"-?\d[\d,]*", text)
-    return int(found[-1].rstrip(",").replace(",", "")) if found else None
+    try:
+        return int(found[-1].rstrip(",").replace(",", "")) if found else None
+    except ValueError:
+        return None
 
 
 def majority(answers: Sequence):

@@ -11,12 +11,15 @@ from statistics import NormalDist
 
 import torch
 
+from lecture_utils.data import expect_whole
 from lecture_utils.memory import bits_per_parameter  # noqa: F401  (part of this subject; defined once)
 
 TINY = 1e-38  # a block of zeros is divided by this
 
 
 def _finite(x: torch.Tensor) -> torch.Tensor:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"x is a {type(x).__name__}: give a tensor.")
     if not x.is_floating_point():
         raise TypeError(f"x has dtype {x.dtype}: only floating-point numbers are quantized.")
     if x.numel() == 0:
@@ -59,7 +62,9 @@ def fp4_levels() -> torch.Tensor:
 
 
 def uniform_levels(bits: int = 4) -> torch.Tensor:
-    """Return 2^bits evenly spaced levels from -1 to 1, ascending, float32."""
+    """Return 2^bits evenly spaced levels from -1 to 1, ascending, float32. Raises ValueError unless bits is
+    1 to 8, TypeError unless it is whole."""
+    expect_whole("bits", bits)
     if not 1 <= bits <= 8:
         raise ValueError(f"bits={bits}: 1 to 8 fit into a byte.")
     return torch.linspace(-1, 1, 2**bits)
@@ -95,22 +100,32 @@ def nearest(x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
 
 def _blocks(x: torch.Tensor, size: int) -> torch.Tensor:
     """Return the values as rows of ``size``, the last filled up with zeros."""
-    if size < 1:
-        raise ValueError(f"block={size}: a block holds at least one value.")
+    expect_whole("block", size)
     flat = x.reshape(-1).float()
     return torch.nn.functional.pad(flat, (0, -flat.numel() % size)).view(-1, size)
 
 
+def _bytes(name: str, x: torch.Tensor) -> None:
+    if not isinstance(x, torch.Tensor) or x.dtype != torch.uint8:
+        raise TypeError(f"{name} is {getattr(x, 'dtype', type(x).__name__)}: give a tensor of torch.uint8.")
+
+
 def pack(codes: torch.Tensor) -> torch.Tensor:
-    """Return two 4-bit codes a byte, the first in the high half; (n,) uint8 -> (ceil(n / 2),)."""
+    """Return two 4-bit codes a byte, the first in the high half; (n,) uint8 -> (ceil(n / 2),). Raises ValueError
+    for a code above 15, TypeError for another dtype."""
+    _bytes("codes", codes)
     if codes.numel() and codes.max() > 15:
-        raise ValueError(f"a code of {int(codes.max())} does not fit into four bits.")
+        raise ValueError(f"codes holds {int(codes.max())}, which does not fit into four bits.")
     even = torch.nn.functional.pad(codes.reshape(-1), (0, codes.numel() % 2))
     return (even[::2] << 4) | even[1::2]
 
 
 def unpack(packed: torch.Tensor, n: int) -> torch.Tensor:
-    """Return the first n 4-bit codes of packed bytes, (n,) uint8."""
+    """Return the first n 4-bit codes of packed bytes, (n,) uint8. Raises ValueError where there are not so many,
+    TypeError for another dtype."""
+    _bytes("packed", packed)
+    if not 0 <= n <= 2 * packed.numel():
+        raise ValueError(f"n={n}: there are {2 * packed.numel()} codes in {packed.numel()} bytes.")
     return torch.stack([packed >> 4, packed & 15], dim=1).reshape(-1)[:n]
 
 
@@ -136,9 +151,13 @@ def quantize_4bit(x: torch.Tensor, levels: torch.Tensor | None = None, block: in
     """Quantize block by block: divide by the block's greatest magnitude, take the nearest level.
 
     x: any shape; levels: at most 16 values in -1 … 1, default NF4's; block: values a
-    scale, even. Raises TypeError for integers, ValueError for infinities, NaN or no values.
+    scale, even. Raises TypeError for integers, ValueError for infinities, NaN or no values, or too many levels.
     """
     levels = nf4_levels() if levels is None else levels
+    if not isinstance(levels, torch.Tensor):
+        raise TypeError(f"levels is a {type(levels).__name__}: give a tensor, such as nf4_levels().")
+    if not 1 <= levels.numel() <= 16:
+        raise ValueError(f"levels holds {levels.numel()}: 1 to 16, as many as four bits tell apart.")
     rows = _blocks(_finite(x), block)
     absmax = rows.abs().amax(1)
     scaled = (rows * (1 / absmax.clamp(min=TINY))[:, None]).clamp(-1, 1)
@@ -201,5 +220,7 @@ class Linear4bit(torch.nn.Module):
         return self.weight4.dequantize()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not x.is_floating_point():  # the weight would be rounded to whole numbers
+            raise TypeError(f"x has dtype {x.dtype}: a linear layer takes floating-point numbers.")
         out = _Product.apply(x, self.weight4)
         return out if self.bias is None else out + self.bias.to(out.dtype)

@@ -27,17 +27,22 @@ STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 
 def terms(text: str) -> list[str]:
-    """Return the words of a text that search goes by: lower case, no stop words, no plural s."""
+    """Return the words of a text that search goes by: lower case, no stop words, no plural s. Raises TypeError
+    for anything but a text."""
     kept = [word for word in data.words(text) if word not in STOP_WORDS]
     return [word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in kept]
 
 
 class BM25:
-    """Lexical search (Robertson, Zaragoza 2009; the weights that Lucene takes)."""
+    """Lexical search (Robertson, Zaragoza 2009; the weights that Lucene takes). Raises TypeError for one text
+    instead of a list, ValueError for a negative k1 or a b outside 0 to 1."""
 
     def __init__(self, texts: Sequence[str], k1: float = 1.5, b: float = 0.75):
         import numpy as np
 
+        data.expect_texts("texts", texts, least=0, whole=False)
+        if not k1 >= 0 or not 0 <= b <= 1:
+            raise ValueError(f"k1={k1}, b={b}: k1 must be 0 or more, b between 0 and 1.")
         counts = [Counter(terms(text)) for text in texts]
         lengths = np.array([sum(count.values()) for count in counts], dtype=float)
         self.size = len(counts)
@@ -53,9 +58,10 @@ class BM25:
             self.postings[term] = (np.array(at), self.idf[term] * times / (times + k1 * relative[at]))
 
     def scores(self, query: str):
-        """Return the score of each text (texts,), 0 where no term is shared."""
+        """Return the score of each text (texts,), 0 where no term is shared. Raises TypeError for no text."""
         import numpy as np
 
+        data.expect_text("query", query, whole=False)
         scores = np.zeros(self.size)
         for term in terms(query):
             if term in self.postings:
@@ -73,24 +79,29 @@ class Embedder:
         from lecture_utils import models
 
         self.model, self.tokenizer = models.load_encoder()
+        self._known = {}  # text -> vector: a question is searched for again and again
 
     def __call__(self, texts: Sequence[str], rows: int = 32):
-        """Return the embeddings (texts, 384) as a float32 tensor on the CPU."""
+        """Return the embeddings (texts, 384) as a float32 tensor on the CPU. Raises TypeError for one text
+        instead of a list, DataError for half a character."""
         import torch
         from tqdm.auto import tqdm
 
-        out = torch.zeros(len(texts), self.model.config.hidden_size)
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        starts = range(0, len(order), rows)
+        data.expect_texts("texts", texts, least=0)
+        data.expect_whole("rows", rows)
+        new = sorted({text for text in texts if text not in self._known}, key=lambda text: (len(text), text))
+        starts = range(0, len(new), rows)
         for start in tqdm(starts, desc="embedding", leave=False, disable=len(starts) < 5):
-            chosen = order[start : start + rows]
+            chosen = new[start : start + rows]
             inputs = self.tokenizer(
-                [texts[i] for i in chosen], padding=True, truncation=True, max_length=self.LONGEST, return_tensors="pt"
+                chosen, padding=True, truncation=True, max_length=self.LONGEST, return_tensors="pt"
             ).to(self.model.device)
             with torch.inference_mode():
                 hidden = self.model(**inputs).last_hidden_state
-            out[chosen] = mean_pool(hidden, inputs["attention_mask"]).cpu()
-        return out
+            self._known |= zip(chosen, mean_pool(hidden, inputs["attention_mask"]).cpu(), strict=True)
+        if not texts:
+            return torch.zeros(0, self.model.config.hidden_size)
+        return torch.stack([self._known[text] for text in texts])
 
 
 def mean_pool(hidden, mask):
@@ -102,16 +113,26 @@ def mean_pool(hidden, mask):
 
 
 def ranking(scores, k: int | None = None) -> list[int]:
-    """Return positions by falling score, the first ``k`` of them; equal scores keep their order."""
-    order = sorted(range(len(scores)), key=lambda i: -float(scores[i]))
-    return order[:k]
+    """Return positions by falling score, the first ``k`` of them; equal scores keep their order. Raises
+    ValueError for a NaN, which is neither above nor below, or a negative ``k``."""
+    if k is not None:
+        data.expect_whole("k", k, least=0)
+    values = [float(score) for score in scores]
+    if any(value != value for value in values):
+        raise ValueError("scores holds NaN: it has no place in a ranking.")
+    return sorted(range(len(values)), key=lambda i: -values[i])[:k]
 
 
 def fuse(rankings: Sequence[Sequence[int]], k: int = 60) -> list[int]:
     """Return the reciprocal rank fusion of rankings, best first: each gives 1 / (k + rank), rank from 1,
-    to what it lists (Cormack, Clarke, Büttcher 2009). Raises ValueError for no rankings."""
+    to what it lists (Cormack, Clarke, Büttcher 2009). Raises ValueError for no rankings or a negative ``k``,
+    TypeError for one ranking instead of several."""
     if not rankings:
         raise ValueError("rankings is empty: there is nothing to fuse.")
+    if not k >= 0:
+        raise ValueError(f"k={k}: it is added to a rank, so 0 or more.")
+    if any(isinstance(listed, int | str) for listed in rankings):
+        raise TypeError("rankings must be a list of rankings, even of one.")
     points: dict[int, float] = {}
     for listed in rankings:
         for rank, item in enumerate(listed, 1):
@@ -120,11 +141,14 @@ def fuse(rankings: Sequence[Sequence[int]], k: int = 60) -> list[int]:
 
 
 def query_log_likelihood(model, tokenizer, question: str, texts: Sequence[str]):
-    """Return log p(question | text), nats a token (texts,): a chat model as a reranker (Sachan et al. 2022)."""
+    """Return log p(question | text), nats a token (texts,): a chat model as a reranker (Sachan et al. 2022).
+    Raises TypeError for one text instead of a list, DataError for half a character."""
     import torch
 
     from lecture_utils.alignment import token_log_probabilities
 
+    data.expect_text("question", question)
+    data.expect_texts("texts", texts, least=0)
     out = []
     for text in texts:
         asked = f"Passage: {text}\n\nWrite a question that this passage answers."
@@ -154,7 +178,9 @@ def relevant(chunks: Sequence[Chunk], notebook: str, heading: str, key: str) -> 
 
 
 def recall_at(ranked: Sequence[int], relevant: set[int], k: int) -> float:
-    """Return 1.0 if one of the first ``k`` is relevant, else 0.0. Raises ValueError if none is relevant."""
+    """Return 1.0 if one of the first ``k`` is relevant, else 0.0. Raises ValueError if none is relevant or ``k``
+    is below 1."""
+    data.expect_whole("k", k)
     if not relevant:
         raise ValueError("relevant is empty: nothing could be found.")
     return float(any(item in relevant for item in ranked[:k]))
@@ -195,13 +221,21 @@ def train_questions(questions, passages, gold, steps: int = 150, tie: float = 0.
     return matrix.detach()
 
 
+def _expect_chunks(chunks, least: int = 1) -> None:
+    data.expect_rows("chunks", chunks, least)
+    if not all(isinstance(piece, Chunk) for piece in chunks):
+        raise TypeError("chunks must be a list of Chunk, as chunking.corpus() returns it.")
+
+
 class Index:
     """Chunks, ready to be searched by words, by meaning, or by both.
 
     ``matrix`` holds the chunks' vectors (chunks, 384); ``turn``, once :meth:`learn` has set it, turns questions'.
+    Raises ValueError for no chunks, TypeError for texts instead of them.
     """
 
     def __init__(self, chunks: Sequence[Chunk], embed: Embedder | None = None):
+        _expect_chunks(chunks)
         self.chunks, self.texts = list(chunks), [piece.titled for piece in chunks]
         self.lexical, self.embed = BM25(self.texts), embed or Embedder()
         self.matrix = self.embed(self.texts)
@@ -210,9 +244,14 @@ class Index:
 
     def learn(self, questions: Sequence[str], gold: Sequence[set[int]]) -> None:
         """Train the questions' side of the search by meaning on questions and the positions of their chunks.
-        Those without a chunk are left out; ValueError if none is left."""
+        Those without a chunk are left out. Raises ValueError if none is left, for a position that no chunk has,
+        or as many questions as there are not sets of them."""
         import torch
 
+        if len(questions) != len(gold):
+            raise ValueError(f"{len(questions)} questions and {len(gold)} sets in gold: one of each is needed.")
+        if wrong := [at for good in gold for at in good if not 0 <= at < len(self.chunks)]:
+            raise ValueError(f"gold holds {wrong[0]}: the chunks go from 0 to {len(self.chunks) - 1}.")
         kept = [i for i, good in enumerate(gold) if good]
         if not kept:
             raise ValueError("gold is empty: no question has a chunk to be turned to.")
@@ -238,7 +277,10 @@ class Index:
         return {"words": words, "meaning": meaning, "both": [fuse(p)[:k] for p in zip(words, meaning, strict=True)]}
 
     def search(self, question: str, k: int = 3) -> list[int]:
-        """Return the positions of the ``k`` best chunks, words and meaning fused."""
+        """Return the positions of the ``k`` best chunks, words and meaning fused. Raises TypeError for no text,
+        DataError for half a character in it, ValueError for a ``k`` below 1."""
+        data.expect_text("question", question)
+        data.expect_whole("k", k)
         return self.rankings([question])["both"][0][:k]
 
     def signs(self, questions: Sequence[str]):
@@ -262,9 +304,12 @@ class Index:
 
 def clumped_vectors(around, count: int, seed: int = 0, noise: float = 0.06):
     """Return ``count`` vectors of length 1 as a float32 array: each is a row of ``around`` (n, width),
-    drawn at random and shaken, so that they lie in clumps, as real texts do."""
+    drawn at random and shaken, so that they lie in clumps, as real texts do. Raises ValueError for no rows or
+    a negative count."""
     import torch
 
+    data.expect_rows("around", around)
+    data.expect_whole("count", count, least=0)
     chance = torch.Generator().manual_seed(seed)
     vectors = around[torch.randint(len(around), (count,), generator=chance)]
     for block in vectors.split(10_000):  # in place: a million vectors are 1.5 GB
@@ -301,9 +346,12 @@ COLLECTION = "lecture"
 
 def open_database(where: Path | str = ":memory:"):
     """Return a Qdrant client: in memory, on disk in the folder ``where`` (one process at a time), or of
-    the server at ``where`` if it is an address (http…). The calls are the same."""
+    the server at ``where`` if it is an address (http…). The calls are the same. Raises TypeError for anything
+    but a text or path."""
     from qdrant_client import QdrantClient
 
+    if not isinstance(where, str | Path) or not str(where).strip():
+        raise TypeError(f"where={where!r}: give ':memory:', a folder or an address.")
     where = str(where)
     if where.startswith(("http://", "https://")):
         return QdrantClient(url=where)
@@ -316,9 +364,13 @@ def point_id(chunk_id: str) -> str:
 
 
 def store(client, chunks: Sequence[Chunk], vectors) -> None:
-    """Put chunks with their vectors (chunks, width) into the database; those it has already are replaced."""
+    """Put chunks with their vectors (chunks, width) into the database; those it has already are replaced. Raises
+    ValueError for no chunks or vectors that are not one for each, TypeError for what is neither."""
     from qdrant_client import models as q
 
+    _expect_chunks(chunks)
+    if getattr(vectors, "ndim", 0) != 2:
+        raise TypeError("vectors must be a tensor, (chunks, width).")
     if len(chunks) != len(vectors):
         raise ValueError(f"{len(chunks)} chunks and {len(vectors)} vectors: one of each is needed.")
     if not client.collection_exists(COLLECTION):
@@ -334,9 +386,15 @@ def store(client, chunks: Sequence[Chunk], vectors) -> None:
 
 
 def lookup(client, vector, k: int = 5, notebook: str | None = None) -> list[tuple[Chunk, float]]:
-    """Return the ``k`` nearest chunks and their cosines; with ``notebook``, only of that one."""
+    """Return the ``k`` nearest chunks and their cosines; with ``notebook``, only of that one. Raises ValueError
+    for a ``k`` below 1 or a database without chunks, TypeError for what is not one vector."""
     from qdrant_client import models as q
 
+    data.expect_whole("k", k)
+    if getattr(vector, "ndim", 0) != 1:
+        raise TypeError("vector must be a tensor, (width,): one vector, not a list of them.")
+    if not client.collection_exists(COLLECTION):
+        raise ValueError("client holds no chunks yet: put some in with store().")
     only = notebook and q.Filter(must=[q.FieldCondition(key="notebook", match=q.MatchValue(value=notebook))])
     found = client.query_points(COLLECTION, query=vector.tolist(), limit=k, query_filter=only, with_payload=True)
     return [(Chunk(**point.payload), point.score) for point in found.points]
@@ -355,7 +413,10 @@ def defused(text: str) -> str:
 
 
 def prompt(question: str, chunks: Sequence[Chunk]) -> str:
-    """Return what a chat model is asked: the passages, defused, then the question."""
+    """Return what a chat model is asked: the passages, defused, then the question. Raises TypeError for texts
+    instead of chunks, or a question that is none."""
+    data.expect_text("question", question)
+    _expect_chunks(chunks, least=0)
     passages = "\n\n".join(defused(piece.titled) for piece in chunks)
     return f"{passages}\n\nUsing only the text above, answer in one short sentence: {question}"
 
@@ -367,7 +428,8 @@ def sentences(text: str) -> list[str]:
 
 def quote(embed: Embedder, question, chunks: Sequence[Chunk], k: int = 2) -> str:
     """Return the ``k`` sentences of the chunks that are nearest to the question's vector (width,), in their
-    order: the answer of a reader that writes nothing of its own."""
+    order: the answer of a reader that writes nothing of its own. Raises ValueError for a ``k`` below 1."""
+    data.expect_whole("k", k)
     pieces = [sentence for piece in chunks for sentence in sentences(piece.text)]
     best = ranking(embed(pieces) @ question, k)
     return " … ".join(pieces[i] for i in sorted(best))

@@ -14,11 +14,13 @@ import math
 import os
 import platform
 import random
+import re
 import sys
 import time
 import warnings
 
 import lecture_utils
+from lecture_utils import data
 
 SCALES = ("laptop", "gpu")
 REPORTED = (
@@ -93,7 +95,8 @@ def compute_dtype():
 
 
 def seed_everything(seed: int = 0) -> None:
-    """Seed Python, NumPy and torch (all devices)."""
+    """Seed Python, NumPy and torch (all devices). Raises TypeError unless the seed is whole, ValueError if negative."""
+    data.expect_whole("seed", seed, least=0)
     import numpy
     import torch
 
@@ -174,6 +177,7 @@ def quiet() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # else each trainer of trl tells the hub model and card
     if scale() == "laptop":  # a GPU run downloads gigabytes: there the bar is wanted
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # cpp_extension: torch with CUDA on a machine without a card, as Colab is by default, says so when it compiles
@@ -183,6 +187,16 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     warnings.filterwarnings("ignore", message="IProgress not found")  # text bars do as well
+
+
+def masked(text: str) -> str:
+    """Return a text of another program, fit for a message or a bug report: without the user and password of an
+    address, and without what an environment variable holds whose name says that it is secret."""
+    text = re.sub(r"(?<=://)[^/\s@]+@", "***@", text)
+    for name, value in os.environ.items():
+        if len(value) >= 8 and re.search(r"TOKEN|SECRET|PASSW|CREDENTIAL|KEY", name.upper()):
+            text = text.replace(value, "***")
+    return text
 
 
 def versions(*packages: str) -> str:

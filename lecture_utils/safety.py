@@ -9,17 +9,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from lecture_utils import data
+
 # Confidence ---------------------------------------------------------------------------------
 
 
 def confidence(model, tokenizer, questions: Sequence, answers: Sequence[str], rows: int = 8) -> list[float]:
-    """Return how probable the model finds each answer: the geometric mean over its tokens (and its end), 0 to 1."""
+    """Return how probable the model finds each answer: the geometric mean over its tokens (and its end), 0 to 1.
+    Raises ValueError for unequal numbers of them, TypeError for one text instead of a list."""
     import torch
 
     from lecture_utils.alignment import token_log_probabilities
-    from lecture_utils.data import token_ids
 
-    pairs = [token_ids(tokenizer, q, a) for q, a in zip(questions, answers, strict=True)]
+    data.expect_rows("questions", questions, least=0)
+    data.expect_texts("answers", answers, least=0)
+    data.expect_whole("rows", rows)
+    if len(questions) != len(answers):
+        raise ValueError(f"{len(questions)} questions and {len(answers)} answers: one of each is needed.")
+    pairs = [data.token_ids(tokenizer, q, a) for q, a in zip(questions, answers, strict=True)]
     order, found = sorted(range(len(pairs)), key=lambda i: len(sum(pairs[i], []))), [0.0] * len(pairs)
     for start in range(0, len(order), rows):
         batch = order[start : start + rows]
@@ -42,8 +49,9 @@ def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 
     """Return for each bin of equal width that holds an answer: mean confidence, accuracy, count.
 
     confidence: probabilities (n,), 1.0 belongs to the last bin. Raises ValueError for unequal lengths,
-    none, or a confidence outside 0 to 1.
+    none, a confidence outside 0 to 1, or fewer than one bin.
     """
+    data.expect_whole("bins", bins)
     if len(confidence) != len(right) or not len(right):
         raise ValueError(f"{len(confidence)} confidences for {len(right)} answers: one each is needed.")
     if not all(0 <= c <= 1 for c in confidence):
@@ -59,19 +67,22 @@ def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 
 
 
 def expected_calibration_error(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> float:
-    """Return the gap between confidence and accuracy, averaged over the answers by bin (Guo et al. 2017)."""
+    """Return the gap between confidence and accuracy, averaged over the answers by bin (Guo et al. 2017). Raises
+    as ``reliability`` does."""
     found = reliability(confidence, right, bins)
     return sum(b["count"] * abs(b["confidence"] - b["accuracy"]) for b in found) / len(right)
 
 
 def roc(scores: Sequence[float], positive: Sequence[bool]) -> tuple[list[float], list[float]]:
     """Return (false positive rates, true positive rates) as the threshold on the score falls, from (0, 0) to (1, 1).
-    Raises ValueError unless there are positives and negatives."""
+    Raises ValueError unless there are positives and negatives, and for a NaN."""
     total = sum(map(bool, positive))
     if not 0 < total < len(positive) or len(scores) != len(positive):
         raise ValueError(
             f"{total} positives among {len(positive)}, {len(scores)} scores: some of both kinds are needed."
         )
+    if any(score != score for score in scores):
+        raise ValueError("scores holds NaN: it is neither above nor below a threshold.")
     false, true, x, y = 0, 0, [0.0], [0.0]
     ordered = sorted(zip(scores, positive, strict=True), key=lambda pair: -pair[0])
     for i, (score, is_positive) in enumerate(ordered):
@@ -125,8 +136,13 @@ class Canary:
 
 def canaries(seed: int = 0) -> list[Canary]:
     """Return twelve, each with a code of its own: four to stand in the data once, four 4 times, four 16 times."""
-    chance = random.Random(seed)
-    return [Canary(animal, chance.choice(CODES), (1, 4, 16)[i // 4]) for i, animal in enumerate(ANIMALS)]
+    chance, codes = random.Random(seed), []
+    while len(codes) < len(ANIMALS):
+        if (code := chance.choice(CODES)) not in codes:
+            codes.append(code)
+    return [
+        Canary(animal, code, (1, 4, 16)[i // 4]) for i, (animal, code) in enumerate(zip(ANIMALS, codes, strict=True))
+    ]
 
 
 def text_losses(model, tokenizer, texts: Sequence[str], rows: int = 250) -> list[float]:
@@ -144,11 +160,15 @@ def text_losses(model, tokenizer, texts: Sequence[str], rows: int = 250) -> list
 
 
 def exposures(model, tokenizer, secrets: Sequence[Canary], candidates: Sequence[str] = CODES) -> list[float]:
-    """Return each canary's exposure in bits, its code among the candidates."""
+    """Return each canary's exposure in bits, its code among the candidates. Raises ValueError for no candidates
+    or a model whose losses are NaN (a canary's would rank first)."""
+    data.expect_texts("candidates", candidates)
     found = []
     for secret in secrets:
         others = [code for code in candidates if code != secret.code]
         own, *losses = text_losses(model, tokenizer, [secret.text(code) for code in (secret.code, *others)])
+        if any(loss != loss for loss in (own, *losses)):
+            raise ValueError("model gives losses of NaN: has its training gone wrong?")
         found.append(exposure(own, losses))
     return found
 
@@ -156,6 +176,7 @@ def exposures(model, tokenizer, secrets: Sequence[Canary], candidates: Sequence[
 def _sheet(tokenizer, texts):
     import torch
 
+    data.expect_texts("texts", texts)
     rows = [torch.tensor([*tokenizer(t)["input_ids"], tokenizer.eos_token_id]) for t in texts]
     return tuple(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad) for pad in (0, -100))
 
@@ -168,11 +189,15 @@ def learn_texts(
 
     noise: a number trains by DP-SGD instead: each example is drawn for a step with the same probability, its
     gradient cut to a length of ``clip``, and noise of this many times ``clip`` added to the sum. Parameters
-    move by AdamW either way.
+    move by AdamW either way. Raises ValueError for no texts, negative passes, or a ``lot`` below 1.
     """
     import torch
     from tqdm.auto import tqdm
 
+    data.expect_texts("texts", texts)
+    data.expect_whole("lot", lot)
+    if not passes >= 0:
+        raise ValueError(f"passes={passes}: how often the texts are seen, so 0 or more.")
     chance, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     weights = [p for p in model.parameters() if p.requires_grad]
     adam = torch.optim.AdamW(weights, lr=rate)
@@ -204,10 +229,16 @@ def private_gradient(gradients, clip: float, noise: float, generator=None, lot: 
 
     gradients: (examples, parameters), one for each example. Each is cut to a length of ``clip`` at most;
     to their sum comes normal noise of standard deviation noise * clip. lot: how many examples a step is
-    expected to have, where they are drawn at random; default as many as there are.
+    expected to have, where they are drawn at random; default as many as there are. Raises ValueError for a
+    ``clip`` that is not positive, negative noise, or no gradients without a lot.
     """
     import torch
 
+    if gradients.ndim != 2 or not gradients.is_floating_point():
+        raise TypeError(f"gradients is {gradients.dtype}, {tuple(gradients.shape)}: floats, (examples, parameters).")
+    if not clip > 0 or not noise >= 0:
+        raise ValueError(f"clip={clip}, noise={noise}: clip must be above 0, noise 0 or more.")
+    data.expect_whole("lot", len(gradients) if lot is None else lot)
     lengths = gradients.norm(dim=1, keepdim=True)
     cut = gradients * (clip / lengths.clamp(min=1e-12)).clamp(max=1.0)
     added = torch.randn(gradients.shape[1], generator=generator) * (noise * clip if noise else 0.0)
@@ -219,9 +250,12 @@ def privacy_spent(noise: float, share: float, steps: int, delta: float) -> float
 
     By Renyi differential privacy of the subsampled Gaussian at whole orders (Mironov et al. 2019,
     arXiv:1908.10530, section 3.3), converted as in Mironov 2017. Raises ValueError for noise that is not
-    positive or a share that is not between 0 and 1.
+    positive, a share or a delta that is not between 0 and 1, or negative steps.
     """
-    if noise <= 0 or not 0 < share < 1:
+    data.expect_whole("steps", steps, least=0)
+    if not 0 < delta < 1:
+        raise ValueError(f"delta={delta}: the probability that the promise fails, between 0 and 1.")
+    if not noise > 0 or not 0 < share < 1:
         raise ValueError(f"noise {noise}, share {share}: noise must be above 0, the share between 0 and 1.")
     best = math.inf
     for order in range(2, 257):
@@ -266,7 +300,15 @@ class Watermark:
 def watermark_z(ids: Sequence[int], vocabulary: int, share: float = 0.25, key: int = 15485863) -> float:
     """Return by how many standard deviations a text holds more green tokens than chance: the z-score of
     Kirchenbauer et al. 2023. A pair of tokens that comes again is counted once, as repeats are not
-    independent. Raises ValueError for fewer than two tokens."""
+    independent. Raises ValueError for fewer than two tokens, ids outside the vocabulary or a share that is not
+    between 0 and 1, TypeError for text instead of ids."""
+    ids = ids.tolist() if hasattr(ids, "tolist") else ids
+    if isinstance(ids, str) or not all(isinstance(i, int) for i in ids):
+        raise TypeError("ids must be token ids, a list of whole numbers in one row.")
+    if not 0 < share < 1:
+        raise ValueError(f"share={share}: of the vocabulary, between 0 and 1.")
+    if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
+        raise ValueError(f"ids go from {min(ids)} to {max(ids)}, outside of vocabulary={vocabulary}.")
     pairs = set(zip(ids[:-1], ids[1:], strict=True))
     if not pairs:
         raise ValueError(f"A text of {len(ids)} tokens has no pair to judge.")

@@ -4,6 +4,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
+from lecture_utils import data
+
 PIECES = r" ?[^\W\d]+| ?\d+| ?[^\w\s]+|\s+| ?_+"  # merges never cross from one piece into the next
 
 
@@ -16,12 +18,15 @@ def byte_symbols() -> dict[int, str]:
 
 
 def pieces(text: str) -> list[str]:
-    """Return the text cut into words (each with the space before it), numbers, signs and white space."""
+    """Return the text cut into words (each with the space before it), numbers, signs and white space. Raises
+    TypeError for anything but a text, DataError for half a character (it has no bytes)."""
+    data.expect_text("text", text)
     return re.findall(PIECES, text)
 
 
 def merge(symbols: tuple, pair: tuple, new) -> tuple:
     """Return the symbols with each occurrence of ``pair`` replaced by ``new``, from left to right."""
+    symbols, pair = tuple(symbols), tuple(pair)  # a slice of a list never equals a tuple
     out, i = [], 0
     while i < len(symbols):
         if symbols[i : i + 2] == pair:
@@ -44,7 +49,8 @@ class BPE:
     def train(cls, text: str, size: int) -> "BPE":
         """Learn merges until the vocabulary has ``size`` entries (or no pair is left): always the
         most frequent pair of neighbours, of equals the one with the lower ids (Sennrich et al. 2016,
-        1508.07909, section 3.2). Raises ValueError for a size below 256, the bytes themselves."""
+        1508.07909, section 3.2). Raises ValueError for a size below 256, the bytes themselves, and what
+        ``pieces`` does."""
         if size < 256:
             raise ValueError(f"size={size}: the 256 bytes are in every byte-level vocabulary.")
         symbol = byte_symbols()
@@ -81,7 +87,14 @@ class BPE:
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """Return the text of ids; bytes that are no whole character come out as the sign for that."""
+        """Return the text of ids; bytes that are no whole character come out as the sign for that. Raises
+        ValueError for an id outside the vocabulary, TypeError for one that is no whole number."""
+        ids = ids.tolist() if hasattr(ids, "tolist") else ids
+        data.expect_rows("ids", ids, least=0)
+        for i in ids:
+            data.expect_whole("ids", i, least=0)
+            if i >= len(self.vocabulary):
+                raise ValueError(f"ids holds {i}: this vocabulary goes from 0 to {len(self.vocabulary) - 1}.")
         byte = {s: b for b, s in byte_symbols().items()}
         return bytes(byte[s] for i in ids for s in self.vocabulary[i]).decode(errors="replace")
 

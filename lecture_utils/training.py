@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from lecture_utils import runtime
+from lecture_utils import data, runtime
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a model is trained: sizes of a step, how many, and how far each goes."""
+    """How a model is trained: sizes of a step, how many, and how far each goes. Raises ValueError for
+    negative steps or another size below 1, TypeError for one that is not whole."""
 
     steps: int
     rows: int = 8  # texts in a batch
@@ -32,6 +33,21 @@ class Plan:
     clip: float = 1.0  # of the gradient's norm
     muon: bool = False  # Muon for the hidden matrices, else AdamW for all
     seed: int = 0
+
+    def __post_init__(self):
+        data.expect_whole("steps", self.steps, least=0)
+        for name in ("rows", "time", "accumulate"):
+            data.expect_whole(name, getattr(self, name))
+
+
+def _stream(tokens, least: int) -> None:
+    """Raise TypeError unless ``tokens`` is a tensor of whole numbers, ValueError unless it is one row of ``least``."""
+    if not isinstance(tokens, torch.Tensor) or tokens.is_floating_point():
+        raise TypeError(f"tokens is {getattr(tokens, 'dtype', type(tokens).__name__)}: give a tensor of token ids.")
+    if tokens.ndim != 1:
+        raise ValueError(f"tokens has the shape {tuple(tokens.shape)}: one row of token ids is needed.")
+    if len(tokens) < least:
+        raise ValueError(f"{len(tokens)} tokens are too few: at least {least} are needed.")
 
 
 def learning_rate(plan: Plan, step: int) -> float:
@@ -50,12 +66,12 @@ def batch(
 
     The batch is a function of its number and the plan's seed alone, so that a resumed run goes
     on with the very batches it would have had. share: (i, n) gives the i-th of n processes its
-    own rows of the batch. Raises ValueError for too few tokens, or rows that n does not divide.
+    own rows of the batch. Raises ValueError for too few tokens, or rows that n does not divide;
+    TypeError for tokens that are no tensor of whole numbers.
     """
     if plan.rows % share[1]:
         raise ValueError(f"rows={plan.rows} cannot be shared evenly among {share[1]} processes.")
-    if len(tokens) <= plan.time:
-        raise ValueError(f"{len(tokens)} tokens are too few for texts of {plan.time} and the token after.")
+    _stream(tokens, least=plan.time + 1)  # a text, and the token after
     chance = torch.Generator().manual_seed(plan.seed * 1_000_003 + number)
     starts = torch.randint(len(tokens) - plan.time, (plan.rows,), generator=chance)[share[0] :: share[1]]
     window = tokens[starts[:, None] + torch.arange(plan.time + 1)]
@@ -199,7 +215,7 @@ class Run:
         """Take up a saved run of the same plan, if there is one. Raises ValueError for another plan's."""
         if not Path(path).exists():
             return self
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
         if saved["plan"] != vars(self.plan):
             differ = [k for k, v in vars(self.plan).items() if saved["plan"].get(k) != v]
             raise ValueError(f"{path} is of another plan ({', '.join(differ)} differ). Remove it to start anew.")
@@ -216,8 +232,12 @@ def mean_loss(model, tokens: torch.Tensor, time: int = 256, rows: int = 16) -> f
     """Return the mean loss (nats a token) over ``tokens``, each scored once.
 
     Windows of ``time`` tokens overlap by half; but for the first, only a window's second half
-    is scored, so that every token has text before it. Raises ValueError for an odd ``time``.
+    is scored, so that every token has text before it. Raises ValueError for an odd ``time`` or fewer
+    than two tokens, TypeError for tokens that are no tensor of whole numbers.
     """
+    _stream(tokens, least=2)
+    data.expect_whole("rows", rows)
+    data.expect_whole("time", time)
     if time % 2:
         raise ValueError(f"time={time}: windows overlap by half, so it must be even.")
     half, was_training = time // 2, model.training
@@ -241,5 +261,8 @@ def _alike(windows: list[torch.Tensor], rows: int):
 
 
 def bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
-    """Return a loss in nats a token as bits a byte of text: it compares across tokenizers."""
+    """Return a loss in nats a token as bits a byte of text: it compares across tokenizers. Raises ValueError
+    unless there are bytes."""
+    if not text_bytes > 0:
+        raise ValueError(f"text_bytes={text_bytes}: a text has at least one byte.")
     return loss / math.log(2) * tokens / text_bytes

@@ -11,12 +11,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lecture_utils.data import expect_whole
 from lecture_utils.models import Dimensions
 
 
 def sinusoids(length: int, width: int) -> torch.Tensor:
     """Return absolute positions (length, width): sines in even columns, cosines in odd ones
-    (1706.03762, section 3.5). Raises ValueError for an odd width."""
+    (1706.03762, section 3.5). Raises ValueError for an odd width or a negative length."""
+    expect_whole("length", length, least=0)
     if width % 2:
         raise ValueError(f"width={width}: sines and cosines come in pairs, so it must be even.")
     angles = torch.arange(length)[:, None] * 10_000 ** (-torch.arange(0, width, 2) / width)
@@ -25,7 +27,13 @@ def sinusoids(length: int, width: int) -> torch.Tensor:
 
 def rope(length: int, head_width: int, theta: float = 10_000.0, start: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the cosines and sines, both (length, head_width), that ``rotate`` turns positions
-    ``start``, ``start + 1``, ... by (RoFormer, 2104.09864, section 3.2)."""
+    ``start``, ``start + 1``, ... by (RoFormer, 2104.09864, section 3.2). Raises ValueError for an odd
+    head_width, a negative length, or a theta that is not positive."""
+    expect_whole("length", length, least=0)
+    if head_width % 2:
+        raise ValueError(f"head_width={head_width}: its numbers are turned in pairs, so it must be even.")
+    if not theta > 0:
+        raise ValueError(f"theta={theta}: the angles' base must be positive.")
     speed = 1.0 / theta ** (torch.arange(0, head_width, 2, dtype=torch.int64).float() / head_width)
     angles = torch.arange(start, start + length)[:, None] * torch.cat((speed, speed))
     return angles.cos(), angles.sin()
@@ -38,19 +46,39 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 def causal_mask(queries: int, keys: int | None = None) -> torch.Tensor:
-    """Return (queries, keys), True on and below the diagonal; the queries are the last positions."""
+    """Return (queries, keys), True on and below the diagonal; the queries are the last positions. Raises
+    ValueError for fewer keys than queries: the first query would see nothing."""
     keys = queries if keys is None else keys
+    expect_whole("queries", queries, least=0)
+    expect_whole("keys", keys, least=queries)
     return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+
+
+def embedded(embedding: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+    """Return the vectors (B, T, W) of token ids (B, T). Raises TypeError for what is no tensor of whole numbers,
+    ValueError for another shape or an id outside the vocabulary."""
+    if not isinstance(ids, torch.Tensor) or ids.is_floating_point():
+        raise TypeError(f"ids is {getattr(ids, 'dtype', type(ids).__name__)}: give a tensor of whole numbers, (B, T).")
+    if ids.ndim != 2:
+        raise ValueError(f"ids has the shape {tuple(ids.shape)}: (B, T) is needed, rows and their tokens.")
+    try:
+        return embedding(ids)
+    except IndexError:
+        raise ValueError(
+            f"ids go from {int(ids.min())} to {int(ids.max())}, the vocabulary from 0 to "
+            f"{embedding.num_embeddings - 1}: are they another tokenizer's?"
+        ) from None
 
 
 class KVCache:
     """The keys and values of positions already read, one layer: room for ``length`` of them.
 
     dtype and device are those of ``like``; ``used`` counts the positions. Raises ValueError
-    when it is full.
+    when it is full, or for a negative length.
     """
 
     def __init__(self, rows: int, kv_heads: int, length: int, head_width: int, like: torch.Tensor):
+        expect_whole("length", length, least=0)
         self.keys, self.values = (like.new_zeros(rows, kv_heads, length, head_width) for _ in range(2))
         self.used = 0
 
@@ -68,12 +96,14 @@ class Attention(nn.Module):
     """Multi-head attention, (B, T, W) to (B, T, W): self-attention, or cross-attention to a context.
 
     kv_heads: fewer heads of keys and values than of queries (grouped-query attention,
-    2305.13245). Raises ValueError where heads do not divide evenly.
+    2305.13245). Raises ValueError where heads do not divide evenly or one of the sizes is below 1.
     """
 
     def __init__(self, width: int, heads: int, kv_heads: int | None = None, head_width: int | None = None, bias=False):
         super().__init__()
-        kv_heads = kv_heads or heads
+        kv_heads = heads if kv_heads is None else kv_heads
+        for name, size in (("width", width), ("heads", heads), ("kv_heads", kv_heads)):
+            expect_whole(name, size)
         if head_width is None and width % heads:
             raise ValueError(f"width={width} is no multiple of heads={heads}: give head_width.")
         if heads % kv_heads:
@@ -172,7 +202,7 @@ class Transformer(nn.Module):
         self.encoder_norm, self.decoder_norm = last(width), last(width)
 
     def embed(self, ids):
-        x = self.embedding(ids) * math.sqrt(self.embedding.embedding_dim)
+        x = embedded(self.embedding, ids) * math.sqrt(self.embedding.embedding_dim)
         return self.dropout(x + sinusoids(*x.shape[1:]).to(x))
 
     def encode(self, source):
@@ -239,7 +269,8 @@ class LlamaBlock(nn.Module):
 
 
 class Llama(nn.Module):
-    """Token ids (B, T) to logits (B, T, vocabulary); with ``causal=False``, an encoder of the same blocks."""
+    """Token ids (B, T) to logits (B, T, vocabulary); with ``causal=False``, an encoder of the same blocks.
+    Raises as ``embedded`` does for ids that are none of its vocabulary."""
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
@@ -255,9 +286,9 @@ class Llama(nn.Module):
             self.head.weight = self.embedding.weight
 
     def forward(self, ids, causal=True, caches: list[KVCache] | None = None, last_only=False):
+        x = embedded(self.embedding, ids)
         start = caches[0].used if caches else 0
         positions = rope(ids.shape[1], self.config.head_width, self.config.theta, start)
-        x = self.embedding(ids)
         for i, block in enumerate(self.blocks):
             x = block(x, positions, causal, cache=caches[i] if caches else None)
         return self.head(self.norm(x[:, -1:] if last_only else x))

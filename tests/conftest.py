@@ -1,7 +1,14 @@
 """Shared fixtures: a small random Llama with the laptop model's real tokenizer; copies of this repository."""
 
+import contextlib
+import os
+import secrets
 import shutil
+import socket
 import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -57,3 +64,51 @@ def copy_repository():
         return [target / name for name in names]
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def jupyterlab():
+    """Returns a context manager that runs a JupyterLab server over a folder; gives (process, address, token).
+
+    Settings, workspaces, trust and runtime files lie in ``place``, and no news is fetched.
+    """
+
+    @contextlib.contextmanager
+    def serve(folder: Path, place: Path, **variables: str):
+        settings = place / "settings" / "@jupyterlab" / "apputils-extension"
+        settings.mkdir(parents=True)
+        (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+        env = {f"JUPYTERLAB_{key}_DIR": str(place / key.lower()) for key in ("SETTINGS", "WORKSPACES")}
+        env |= {f"JUPYTER_{key}_DIR": str(place / key.lower()) for key in ("CONFIG", "DATA", "RUNTIME")}
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        token, log = secrets.token_hex(), place / "server.log"
+        options = [f"--ServerApp.root_dir={folder}", f"--port={port}", "--ServerApp.port_retries=0", "--no-browser"]
+        with log.open("w") as file:
+            server = subprocess.Popen(
+                [sys.executable, "-m", "jupyterlab", *options, f"--IdentityProvider.token={token}", "--allow-root"],
+                env=os.environ | env | {"IPYTHONDIR": str(place / "ipython")} | variables,
+                stdout=file,
+                stderr=file,
+            )
+        address = f"http://127.0.0.1:{port}"
+        try:
+            for _ in range(240):
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"{address}/api/status?token={token}", timeout=10).close()
+                    break
+                assert server.poll() is None, log.read_text()[-2000:]
+                time.sleep(0.5)
+            else:
+                pytest.fail(log.read_text()[-2000:])
+            yield server, address, token
+        finally:
+            server.terminate()  # its kernels end with it
+            try:
+                server.wait(60)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+    return serve

@@ -7,7 +7,6 @@ import csv
 import json
 import os
 import re
-import secrets
 import shutil
 import subprocess
 import sys
@@ -27,69 +26,51 @@ RECORD = ROOT / "build" / "binder.csv"
 LIKE_BINDER = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LECTURE_BF16": "0", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
-class Server:
-    """A JupyterLab server on one core over a copy of the notebooks; kernels are started through its API."""
+def memory(server) -> int:
+    """Bytes held by the server, its kernels and whatever they started; shared pages count once."""
+    import psutil
 
-    def __init__(self, folder: Path):
-        self.token, self.port, self.runtime = secrets.token_hex(), 18_000 + os.getpid() % 10_000, folder / "runtime"
-        (folder / "notebooks").mkdir()
-        for path in PATHS:
-            shutil.copy(path, folder / "notebooks")
-        options = [f"--ServerApp.token={self.token}", f"--port={self.port}", "--no-browser", "--allow-root"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *options, f"--ServerApp.root_dir={folder}"],
-            env=os.environ | LIKE_BINDER | {"JUPYTER_RUNTIME_DIR": str(self.runtime)},
-            stdout=subprocess.DEVNULL,
-            stderr=(folder / "server.log").open("w"),
-        )
-        os.sched_setaffinity(self.process.pid, {min(os.sched_getaffinity(0))})
-        for _ in range(120):
-            try:
-                self.ask("GET", "api/status")
-                return
-            except OSError:
-                time.sleep(0.5)
-        raise RuntimeError((folder / "server.log").read_text()[-2000:])
-
-    def ask(self, method: str, path: str, body: dict | None = None):
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/{path}",
-            method=method,
-            data=json.dumps(body).encode() if body else None,
-            headers={"Authorization": f"token {self.token}", "Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.read()
-
-    def memory(self) -> int:
-        """Bytes held by the server, its kernels and whatever they started; shared pages count once."""
-        import psutil
-
-        me, total = psutil.Process(self.process.pid), 0
-        for process in [me, *me.children(recursive=True)]:
-            try:
-                total += process.memory_full_info().pss
-            except psutil.Error:  # it has ended meanwhile
-                continue
-        return total
+    me, total = psutil.Process(server.pid), 0
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            total += process.memory_full_info().pss
+        except psutil.Error:  # it has ended meanwhile
+            continue
+    return total
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("binder"))
-    server.ask("GET", "lab")
-    yield server
-    server.process.terminate()
-    server.process.wait(30)
+def server(jupyterlab, tmp_path_factory):
+    """A JupyterLab server on one core over a copy of the notebooks.
+
+    Yields (process, ask, folder of the kernels' connection files); kernels are started by ask(method, path, body).
+    """
+    folder, place = tmp_path_factory.mktemp("binder"), tmp_path_factory.mktemp("settings")
+    (folder / "notebooks").mkdir()
+    for path in PATHS:
+        shutil.copy(path, folder / "notebooks")
+    with jupyterlab(folder, place, **LIKE_BINDER) as (process, address, token):
+        os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})
+
+        def ask(method: str, path: str, body: dict | None = None) -> bytes:
+            data = json.dumps(body).encode() if body else None
+            headers = {"Authorization": f"token {token}", "Content-Type": "application/json"}
+            request = urllib.request.Request(f"{address}/{path}", data, headers, method=method)
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.read()
+
+        ask("GET", "lab")
+        yield process, ask, place / "runtime"
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
 def test_notebook_stays_within_binders_memory(server, path):
     from jupyter_client import BlockingKernelClient
 
+    process, ask, connections = server
     body = {"path": f"notebooks/{path.name}", "name": path.name, "type": "notebook", "kernel": {"name": "python3"}}
-    session = json.loads(server.ask("POST", "api/sessions", body))
-    client = BlockingKernelClient(connection_file=str(server.runtime / f"kernel-{session['kernel']['id']}.json"))
+    session = json.loads(ask("POST", "api/sessions", body))
+    client = BlockingKernelClient(connection_file=str(connections / f"kernel-{session['kernel']['id']}.json"))
     client.load_connection_file()
     client.start_channels()
     client.wait_for_ready(timeout=120)
@@ -98,7 +79,7 @@ def test_notebook_stays_within_binders_memory(server, path):
     def watch():
         nonlocal peak
         while not done.wait(0.5):
-            peak = max(peak, server.memory())
+            peak = max(peak, memory(process))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -111,7 +92,7 @@ def test_notebook_stays_within_binders_memory(server, path):
         done.set()
         watcher.join()
         client.stop_channels()
-        server.ask("DELETE", f"api/sessions/{session['id']}")
+        ask("DELETE", f"api/sessions/{session['id']}")
     RECORD.parent.mkdir(exist_ok=True)
     with RECORD.open("a", newline="") as file:
         csv.writer(file).writerow([path.stem, round(time.monotonic() - started), round(peak / 1e9, 2)])

@@ -1,3 +1,5 @@
+import pytest
+
 from lecture_utils import corpus
 
 SOURCE = '''"""A module that shows what is kept and what is not kept when prose is read from docstrings.
@@ -65,4 +67,25 @@ def test_cache_holds_what_was_built(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "build", lambda: built)
     assert corpus.load() == built
     monkeypatch.setattr(corpus, "build", lambda: 1 / 0)
-    assert corpus.load() == built and len(list(tmp_path.iterdir())) == 1
+    assert corpus.load() == built and [path.suffix for path in tmp_path.iterdir() if path.suffix != ".lock"] == [
+        ".json"
+    ]
+    monkeypatch.setattr(corpus.models, "sha256", lambda path: "another version of the module")
+    with pytest.raises(ZeroDivisionError):
+        corpus.load()
+
+
+def test_where_nothing_can_be_kept_the_corpus_is_built(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder can be made below this")
+    monkeypatch.setenv("LECTURE_CACHE", str(tmp_path / "file" / "cache"))
+    built = corpus.Corpus(["one"], ["two"], "0" * 64)
+    monkeypatch.setattr(corpus, "build", lambda: built)
+    assert corpus.load() == built
+
+
+def test_docstrings_are_found_wherever_a_definition_can_stand():
+    """Under if, try, with, match, a loop; not in what only looks like a definition."""
+    source = "if x:\n    def a(): 'A'\nelse:\n    def b(): 'B'\ntry:\n    def c(): 'C'\nexcept E:\n    def d(): 'D'\n"
+    source += "finally:\n    class F:\n        async def f(self): 'F'\nmatch x:\n    case 1:\n        def g(): 'G'\n"
+    source += "with x:\n    while y:\n        def h(): 'H'\nz = lambda: 'no'\n'nor this'\n"
+    assert corpus.docstrings(source) == list("ABCDFGH")

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -154,6 +155,52 @@ def test_interrupted_training_goes_on_from_its_checkpoint(chosen, tmp_path, caps
     logged = [e["step"] for e in second.state.log_history if "loss" in e]
     assert logged == [1, 2, 3, 4, 5, 6]
     assert not list(tmp_path.glob("checkpoint-*"))  # nothing left once complete
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over(chosen, tmp_path, capsys):
+    """Killed while it was saving: the one before counts."""
+    chosen = dataclasses.replace(chosen, epochs=2)  # six steps
+    settings = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+    first = make_trainer(chosen, tmp_path, **settings)
+    first.add_callback(stopped_at(4))
+    with pytest.raises(Stop):
+        finetuning.train(first, "m")
+    (tmp_path / "checkpoint-4" / "trainer_state.json").unlink()  # written last
+    second = make_trainer(chosen, tmp_path, **settings)
+    finetuning.train(second, "m")
+    assert "Resuming from step 3." in capsys.readouterr().out and second.state.global_step == 6
+
+
+FULL = """
+import subprocess, sys
+sys.path.insert(0, "tests")
+import test_finetuning as t
+from lecture_utils import finetuning, models
+
+chosen = finetuning.Recipe(name="t", model=sys.argv[1], rank=64, alpha=8, batch_size=4, targets="all-linear")
+for size in sys.argv[3:]:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", sys.argv[2]], check=True)
+    trainer = t.make_trainer(chosen, sys.argv[2] + "/run", save_strategy="steps", save_steps=1)
+    try:
+        finetuning.train(trainer, "m")
+    except models.ModelError as error:
+        print(size, trainer.state.global_step, error)
+    subprocess.run(["umount", sys.argv[2]], check=True)
+"""
+
+
+def test_a_full_disk_says_so_and_what_to_do(tiny_folder, tmp_path):
+    """File systems so small that they fill up in the adapter, in the optimizer's state, in a later checkpoint."""
+    small = tmp_path / "small"
+    small.mkdir()
+    command = [sys.executable, "-c", FULL, tiny_folder, small, "300", "1200", "6000"]
+    root = Path(__file__).resolve().parent.parent
+    if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", small], capture_output=True).returncode:
+        pytest.skip("only root may mount a small file system")
+    run = subprocess.run(["unshare", "-m", *command], cwd=root, capture_output=True, text=True)
+    said = [line for line in run.stdout.splitlines() if "The disk is full" in line]
+    assert [line.split()[:2] for line in said] == [["300", "1"], ["1200", "1"], ["6000", "2"]], run.stderr[-2000:]
+    assert all("last whole checkpoint" in line for line in said)
 
 
 def test_another_recipe_or_resume_false_starts_clean_and_says_so(chosen, tmp_path, capsys):

@@ -4,16 +4,10 @@
 """
 
 import json
-import os
-import secrets
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import decks
+import lecture
 import nbformat
 import pytest
 
@@ -25,64 +19,14 @@ DONE = f"""document.querySelector("{IDLE}") &&
   [...document.querySelectorAll(".jp-InputArea-prompt")].every((prompt) => prompt.textContent !== "[*]:")"""
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def fresh(path: Path):
-    """Return a notebook as it was before anything was run."""
-    notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    return notebook
-
-
 @pytest.fixture
-def lab(tmp_path):
-    """A JupyterLab over a folder that holds the notebook; yields (the notebook's path, its address in the lab).
-
-    Settings, workspaces, trust and runtime files lie in the temporary folder, and no news is fetched.
-    """
+def lab(jupyterlab, tmp_path):
+    """A JupyterLab over a folder that holds the notebook; yields (the notebook's path, its address in the lab)."""
     work = tmp_path / "work"
     work.mkdir()
-    nbformat.write(fresh(NOTEBOOK), work / NOTEBOOK.name)
-    settings = tmp_path / "settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
-    places = {"SETTINGS_DIR": "settings", "WORKSPACES_DIR": "workspaces"}
-    env = {f"JUPYTERLAB_{key}": str(tmp_path / folder) for key, folder in places.items()}
-    env |= {f"JUPYTER_{key}_DIR": str(tmp_path / key.lower()) for key in ("CONFIG", "DATA", "RUNTIME")}
-    port, token = free_port(), secrets.token_hex()
-    options = [f"--ServerApp.root_dir={work}", f"--port={port}", "--ServerApp.port_retries=0", "--no-browser"]
-    with (tmp_path / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *options, f"--IdentityProvider.token={token}", "--allow-root"],
-            env=os.environ | env | {"IPYTHONDIR": str(tmp_path / "ipython")},
-            stdout=log,
-            stderr=log,
-        )
-    root = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{root}/api/status?token={token}", timeout=10).close()
-                break
-            except OSError:
-                assert server.poll() is None, (tmp_path / "server.log").read_text()[-2000:]
-                time.sleep(0.5)
-        else:
-            pytest.fail((tmp_path / "server.log").read_text()[-2000:])
-        yield work / NOTEBOOK.name, f"{root}/lab/tree/{NOTEBOOK.name}?token={token}"
-    finally:
-        server.terminate()  # its kernels end with it
-        try:
-            server.wait(60)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+    nbformat.write(lecture.emptied(nbformat.read(NOTEBOOK, as_version=4)), work / NOTEBOOK.name)
+    with jupyterlab(work, tmp_path) as (_, address, token):
+        yield work / NOTEBOOK.name, f"{address}/lab/tree/{NOTEBOOK.name}?token={token}"
 
 
 def choose(page, menu: str, entry: str) -> None:

@@ -35,17 +35,18 @@ def test_success_has_no_problem_and_its_memory_is_measured(tmp_path):
 
 def test_record_keeps_what_did_not_run_and_names_what_breaks_a_budget(tmp_path, monkeypatch):
     first, second, third = sorted(p.stem for p in lecture.found(None))[:3]
-    file = tmp_path / "record.json"
-    lecture.keep_record(file, {third: lecture.Run(None, 301, 1.0, None)})
-    record = lecture.keep_record(file, {first: lecture.Run(None, 179.6, 1.81, None)})
+    monkeypatch.setattr(lecture, "RECORD", tmp_path / "build" / "record.json")
+    lecture.keep_record({third: lecture.Run(None, 301, 1.0, None)})
+    record = lecture.keep_record({first: lecture.Run(None, 179.6, 1.81, None)})
     assert record == {
         first: {"seconds": 180, "peak_gb": 1.81},
         third: {"seconds": 301, "peak_gb": 1.0},  # one of those that train for longer
     }
-    assert json.loads(file.read_text()) == record
+    assert json.loads(lecture.RECORD.read_text()) == record
     assert [line.split()[0] for line in lecture.over_budget(record)] == [first, third]
-    assert lecture.over_budget({f"{i:02}_x": {"seconds": 180, "peak_gb": 1} for i in range(6)}) == []
-    assert lecture.over_budget({f"{i:02}_x": {"seconds": 180, "peak_gb": 1} for i in range(7)})[0].startswith("all")
+    assert lecture.budget(None) == 2 and lecture.budget(first) == 1 and lecture.budget(second) == 0
+    assert lecture.over_budget({f"{i:02}_x": {"seconds": 180, "peak_gb": 1} for i in range(10)}) == []
+    assert lecture.over_budget({f"{i:02}_x": {"seconds": 180, "peak_gb": 1} for i in range(11)})[0].startswith("all")
 
 
 def test_index_tells_seconds_memory_and_what_failed(tmp_path, monkeypatch):

@@ -295,6 +295,20 @@ def test_frozen_head_does_not_expand_on_a_strided_view():
     assert seen == [True]
 
 
+@pytest.mark.parametrize("name", [models.LAPTOP_MODEL, models.EMBEDDING_MODEL])
+@pytest.mark.parametrize("harm", ["gone", "cut"])
+def test_a_cache_that_was_damaged_says_what_to_remove(tmp_path, monkeypatch, name, harm):
+    whole = models.fetch(name)
+    monkeypatch.setenv("LECTURE_CACHE", str(tmp_path))
+    folder = shutil.copytree(whole, tmp_path / whole.name, ignore=shutil.ignore_patterns("*.safetensors"))
+    if harm == "cut":
+        with open(whole / "model.safetensors", "rb") as file:
+            (folder / "model.safetensors").write_bytes(file.read(1_000_000))
+    load = models.load_encoder if name == models.EMBEDDING_MODEL else models.load_chat_model
+    with pytest.raises(models.ModelError, match=f"(?s){folder} is damaged.*Remove that folder.*models fetch"):
+        load(name)
+
+
 def test_a_folder_loads_like_a_name(tiny_folder):
     model, tokenizer = models.load_chat_model(str(tiny_folder), quantization="nf4", dtype=torch.float32)
     assert type(model).__name__ == "LlamaForCausalLM" and tokenizer.chat_template

@@ -138,12 +138,14 @@ def test_mean_pool_ignores_padding_and_has_length_one():
 
 
 def test_embeddings_do_not_depend_on_their_batch_and_keep_their_order():
-    embed = retrieval.Embedder()
-    texts = ["short", "a text of some more words, " * 9, "", "the third of four", "word " * 600]
+    embed, another = retrieval.Embedder(), retrieval.Embedder()
+    texts = ["short", "a text of some more words, " * 9, "", "the third of four", "word " * 600, "short"]
     together = embed(texts, rows=2)
-    alone = torch.cat([embed([text]) for text in texts])
-    assert together.shape == (5, 384) and torch.allclose(together, alone, atol=1e-5)
-    assert embed([]).shape == (0, 384)
+    alone = torch.cat([another([text]) for text in texts])
+    assert together.shape == (6, 384) and torch.allclose(together, alone, atol=1e-5)
+    embed.model = None  # what was embedded once is not embedded again
+    assert torch.equal(embed(texts[::-1]), together.flip(0))
+    assert another([]).shape == (0, 384)
 
 
 def test_ranking_and_fusion():

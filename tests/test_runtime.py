@@ -188,3 +188,12 @@ def test_the_report_can_be_asked_for_from_a_shell():
     run = subprocess.run([sys.executable, "-m", "lecture_utils.runtime"], capture_output=True, text=True)
     assert run.returncode == 0 and run.stderr == "", run.stderr
     assert run.stdout.startswith("lecture ") and re.search(r"(?m)^torch +\d", run.stdout)
+
+
+@pytest.mark.parametrize(("before", "after"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_wait_asleep_unless_the_user_wants_otherwise(before, after):
+    """Set before torch is there, for OpenMP reads it once."""
+    code = "import sys, os, lecture_utils; print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+    env = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"} | before
+    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["False", after]

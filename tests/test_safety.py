@@ -179,3 +179,9 @@ def test_epsilon_of_a_known_case_and_of_the_plain_gaussian():
     for noise, share in ((0.0, 0.1), (1.0, 0.0), (1.0, 1.0)):
         with pytest.raises(ValueError):
             safety.privacy_spent(noise, share, 10, 1e-5)
+
+
+@pytest.mark.parametrize("seed", range(20))  # drawn blindly, seed 9 repeats one
+def test_no_two_canaries_share_a_code(seed):
+    codes = [canary.code for canary in safety.canaries(seed)]
+    assert len(set(codes)) == len(codes) == 12

@@ -138,7 +138,7 @@ def test_two_processes_are_the_large_batch(how, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert "processes: 2" in done.stdout
     alone = training.Run(small(), PLAN).train(TOKENS)
-    assert torch.load(tmp_path / "losses.pt").tolist() == pytest.approx(alone.losses, abs=1e-5)
+    assert torch.load(tmp_path / "losses.pt", weights_only=True).tolist() == pytest.approx(alone.losses, abs=1e-5)
 
 
 def test_it_learns_what_can_be_learnt():

@@ -35,7 +35,7 @@ def arrange(notebook, stem: str):
 
     What follows a prediction is a step of its own, so that the hall can guess before it sees.
     """
-    copy = lecture.offline(notebook, notes=True)
+    copy = lecture.offline(notebook, notes=True, suffix=".html", anchor="#/")
     notes = tomllib.loads(NOTES.read_text(encoding="utf-8"))[stem] if NOTES.exists() else {}
     title, _, rest = copy.cells[0].source.partition("\n")
     _, _, rest = rest.strip().partition("\n")  # the line of badges
@@ -64,15 +64,8 @@ def arrange(notebook, stem: str):
     if first_note is not None:  # how to run the whole notebook: it belongs on the title slide
         cells.remove(first_note)
         cells.insert(1, first_note)
-    for cell in cells:
-        if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\]\((\d\d_\w+)\.ipynb(?:#([\w-]+))?\)", linked, cell.source)
     copy.cells = cells
     return copy
-
-
-def linked(match: re.Match) -> str:
-    return f"]({match[1]}.html{'#/' + match[2] if match[2] else ''})"
 
 
 def font(family: str, data: bytes, style: str) -> str:

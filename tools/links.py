@@ -11,6 +11,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import lecture
 import nbformat
 
 import lecture_utils
@@ -94,18 +95,18 @@ def main(wanted: str | None) -> None:
         if not SLUG.fullmatch(wanted):
             sys.exit(f"{wanted!r} is not of the form owner/name.")
         path = ROOT / "pyproject.toml"
-        text = re.sub(r'(?m)^Repository = ".*"', f'Repository = "https://github.com/{wanted}"', path.read_text())
-        path.write_text(text)
+        address = f'Repository = "https://github.com/{wanted}"'
+        lecture.write_whole(path, re.sub(r'(?m)^Repository = ".*"', address, path.read_text(encoding="utf-8")))
     slug, _ = project()
     for name in ("README.md", "CITATION.cff", "CONTRIBUTING.md"):
         path = ROOT / name
-        path.write_text(rewrite(path.read_text(encoding="utf-8"), slug), encoding="utf-8")
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        lecture.write_whole(path, rewrite(path.read_text(encoding="utf-8"), slug))
+    for path in lecture.found(None):
         notebook = nbformat.read(path, as_version=4)
         header, setup = notebook.cells[0], next(cell for cell in notebook.cells if cell.cell_type == "code")
         header.source = rewrite(header.source, slug)
         setup.source = setup_cell(packages_of(setup.source))
-        nbformat.write(notebook, path)
+        lecture.write_whole(path, nbformat.writes(notebook) + "\n")
     print(f"Everything points at {slug}.")
 
 

@@ -6,7 +6,6 @@ next run that is not in the CSV yet.
 """
 
 import dataclasses
-import resource
 import subprocess
 import sys
 import tempfile
@@ -49,7 +48,7 @@ def record(method: str, pairs: int) -> None:
         "method": method, "pairs": pairs, "steps": trainer.state.global_step,
         "trained": models.count_parameters(model)[0], "answer_loss": f"{report.loss:.3f}",
         "f1": f"{report.f1:.3f}", "key_accuracy": f"{report.key_accuracy:.3f}",
-        "peak_gb": f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.2f}",
+        "peak_gb": f"{runtime.peak_memory_gb():.2f}",
     })  # fmt: skip
     print(f"{method}, {pairs} pairs: {report}", flush=True)
 

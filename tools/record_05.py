@@ -8,7 +8,6 @@ run that is not in the CSVs yet.
 import dataclasses
 import math
 import random
-import resource
 import subprocess
 import sys
 import time
@@ -104,7 +103,9 @@ def with_adapter(model):
 
 
 def peak_gb() -> str:
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.2f}"
+    from lecture_utils import runtime
+
+    return f"{runtime.peak_memory_gb():.2f}"
 
 
 class Judged:

@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import io
 import os
 from pathlib import Path
 
@@ -17,15 +18,13 @@ def done(name: str) -> list[dict]:
 
 def add(name: str, row: dict) -> None:
     """Append a row; the first brings the note and the head of the file."""
-    target = FOLDER / f"{name}.csv"
+    target, text = FOLDER / f"{name}.csv", io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
     if not target.exists():
         note = f"recorded {datetime.date.today().isoformat()} on {os.cpu_count()} cores"
+        text.write(f"# {note}; reproduce with: make record NB={name[:2]}\n")
+        rows.writerow(row)
         target.parent.mkdir(exist_ok=True)
-        target.write_text(f"# {note}; reproduce with: make record NB={name[:2]}\n")
-        _append(target, row)
-    _append(target, row.values())
-
-
-def _append(target: Path, cells) -> None:
-    with target.open("a") as file:
-        csv.writer(file, lineterminator="\n").writerow(cells)
+    rows.writerow(row.values())
+    with target.open("a", encoding="utf-8", newline="") as file:
+        file.write(text.getvalue())  # at once: what is killed leaves no head without a row

@@ -21,7 +21,7 @@ FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # for Jupyter
 
 def student_copy(notebook):
     """Return a copy without solutions, speaker notes, outputs and badges, with a cell that counts."""
-    copy = deepcopy(notebook)
+    copy = lecture.emptied(notebook)
     kept = []
     for cell in copy.cells:
         if cell.id == "summary":
@@ -31,7 +31,6 @@ def student_copy(notebook):
             continue
         kept.append(cell)
         if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
             cell.source, check = lecture.split_exercise(cell.source)
             if check:
                 kept.append(new_code_cell(check, id=f"{cell.id}-check", metadata=deepcopy(cell.metadata) | FOLDED))
