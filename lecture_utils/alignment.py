@@ -57,16 +57,16 @@ def cohen_kappa(one: list, other: list) -> float:
     return 1.0 if by_chance == 1 else (agreed - by_chance) / (1 - by_chance)
 
 
-def whiten(x: torch.Tensor, mask: torch.Tensor | None = None, shift_mean: bool = True) -> torch.Tensor:
-    """Return x scaled to variance 1 over the mask, and to mean 0 unless ``shift_mean`` is off. Raises TypeError
-    for whole numbers or a mask that is not boolean, ValueError for one that keeps nothing."""
+def whiten(x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Return x shifted to mean 0 over the mask and scaled to variance 1. Raises TypeError for whole numbers
+    or a mask that is not boolean, ValueError for one that keeps nothing."""
     if not x.is_floating_point():
         raise TypeError(f"x has dtype {x.dtype}: give floating-point numbers, x.float().")
     if mask is not None:
         _check_mask(mask)
     kept = x if mask is None else x[mask]
     mean, scale = kept.mean(), (kept.var(correction=0) + 1e-8).rsqrt()
-    out = (x - mean) * scale + (0 if shift_mean else mean)
+    out = (x - mean) * scale
     return out if mask is None else out * mask
 
 

@@ -94,21 +94,3 @@ def stream(
 def generate(model, ids: torch.Tensor, max_new_tokens: int, **how) -> list[int]:
     """Return what ``stream`` yields, as a list."""
     return list(stream(model, ids, max_new_tokens, **how))
-
-
-def beam_search(model, ids: torch.Tensor, max_new_tokens: int, beams: int = 4) -> tuple[list[int], float]:
-    """Return the most probable continuation that ``beams`` hypotheses find, and its log-probability.
-
-    No stop token and no length penalty: all hypotheses have the same length. Raises
-    ValueError for fewer than one beam, and as ``stream`` does.
-    """
-    expect_whole("beams", beams)
-    _one_row(ids, max_new_tokens)
-    with torch.inference_mode():
-        rows, scores = ids, torch.zeros(1)
-        for _ in range(max_new_tokens):
-            step = model(rows, last_only=True)[:, -1].float().log_softmax(-1)
-            total = (scores[:, None] + step).flatten()
-            scores, best = total.topk(min(beams, total.numel()))
-            rows = torch.cat((rows[best // step.shape[1]], best[:, None] % step.shape[1]), dim=1)
-    return rows[0, ids.shape[1] :].tolist(), float(scores[0])

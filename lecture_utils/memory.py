@@ -21,12 +21,11 @@ FULL_16 = 4 + 4 + 8  # the same in fp32; or 16 bit with an fp32 copy of the weig
 ACTIVATION_FACTOR = 1.65  # measured / counted; notebook 06 fits it on three runs and tests it on six
 
 
-def bits_per_parameter(block: int = 64, double: bool = False, second_block: int = 256) -> float:
+def bits_per_parameter(block: int = 64, double: bool = False) -> float:
     """Return the bits that a 4-bit parameter takes with its share of the scales (4.5, or 4.127). Raises ValueError
     for a block below 1, TypeError for one that is not whole."""
     expect_whole("block", block)
-    expect_whole("second_block", second_block)
-    return 4 + (8 / block + 32 / (block * second_block) if double else 32 / block)
+    return 4 + (8 / block + 32 / (block * 256) if double else 32 / block)
 
 
 NF4_BITS = bits_per_parameter()

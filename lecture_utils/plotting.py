@@ -7,8 +7,8 @@ import json
 import re
 
 # Okabe and Ito's palette: told apart by readers with any common colour blindness.
-BLUE, ORANGE, GREEN, RED, SKY, PINK, YELLOW = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442",
+BLUE, ORANGE, GREEN, RED, SKY, PINK = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7",
 )  # fmt: skip
 GREY = "#666666"
 PALETTE = (BLUE, ORANGE, GREEN, RED, SKY, PINK)

@@ -190,16 +190,14 @@ class Transformer(nn.Module):
     One embedding serves source, target and output head (section 3.4). ``pad`` is never looked at.
     """
 
-    def __init__(self, vocabulary, width=96, heads=4, feed_forward=384, layers=2, dropout=0.1, pad=0, pre_norm=False):
+    def __init__(self, vocabulary, width=96, heads=4, feed_forward=384, layers=2, dropout=0.1, pad=0):
         super().__init__()
         self.embedding, self.pad = nn.Embedding(vocabulary, width), pad
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
-        sizes = (width, heads, feed_forward, dropout, pre_norm)
+        sizes = (width, heads, feed_forward, dropout)
         self.encoder = nn.ModuleList(EncoderLayer(*sizes) for _ in range(layers))
         self.decoder = nn.ModuleList(DecoderLayer(*sizes) for _ in range(layers))
         self.dropout = nn.Dropout(dropout)
-        last = nn.LayerNorm if pre_norm else nn.Identity
-        self.encoder_norm, self.decoder_norm = last(width), last(width)
 
     def embed(self, ids):
         x = embedded(self.embedding, ids) * math.sqrt(self.embedding.embedding_dim)
@@ -210,7 +208,7 @@ class Transformer(nn.Module):
         x = self.embed(source)
         for layer in self.encoder:
             x = layer(x, mask)
-        return self.encoder_norm(x), mask
+        return x, mask
 
     def forward(self, source, target):
         return self.decode(target, *self.encode(source))
@@ -219,7 +217,7 @@ class Transformer(nn.Module):
         x = self.embed(target)
         for layer in self.decoder:
             x = layer(x, context, mask)
-        return F.linear(self.decoder_norm(x), self.embedding.weight)
+        return F.linear(x, self.embedding.weight)
 
 
 @dataclass(frozen=True)

@@ -441,7 +441,6 @@ def test_sizes_below_one_and_sizes_that_are_no_whole_numbers(small, wrong):
         (lambda n: memory.bits_per_parameter(n), "block"),
         (lambda n: quantization.quantize_4bit(ONES, block=n), "block"),
         (lambda n: quantization.uniform_levels(n), "bits"),
-        (lambda n: generation.beam_search(None, torch.ones(1, 1).long(), 1, n), "beams"),
         (lambda n: training.Plan(4, rows=n), "rows"),
         (lambda n: training.Plan(4, time=n), "time"),
         (lambda n: training.mean_loss(None, TOKENS, rows=n), "rows"),
@@ -548,7 +547,6 @@ BAD = [
     (lambda: generation.generate(llama(), TOKENS[None], -1), ValueError, "max_new_tokens=-1"),
     (lambda: generation.generate(llama(), TOKENS[None], 2, top_k=0), ValueError, "top_k=0"),  # greedy, too
     (lambda: generation.generate(llama(), TOKENS[None], 2, stop=3), TypeError, r"stop=3.*\(3,\)"),
-    (lambda: generation.beam_search(llama(), torch.ones(2, 2).long(), 2), ValueError, "ids has the shape"),
     (lambda: decoding.Decoder(llama(), dtype=torch.int8), TypeError, "dtype=torch.int8.*int8=True"),
     (lambda: decoding.Decoder(llama(), length=0), ValueError, "length=0"),
     (lambda: training.Plan(-1), ValueError, "steps=-1"),
