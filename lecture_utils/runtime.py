@@ -16,6 +16,7 @@ import platform
 import random
 import re
 import sys
+import tempfile
 import time
 import warnings
 
@@ -262,7 +263,8 @@ def report() -> str:
 
 
 def setup(*packages: str, seed: int = 0, lecture: str = "") -> str:
-    """Make a notebook ready: quiet libraries, fixed seed, versions printed. Returns the scale.
+    """Make a notebook ready: quiet libraries, fixed seed, versions printed, a folder that can be written.
+    Returns the scale.
 
     lecture: the version and branch that the notebook belongs to (``check_lecture``).
     """
@@ -278,6 +280,9 @@ def setup(*packages: str, seed: int = 0, lecture: str = "") -> str:
         use_less_memory()
     print(versions("lecture-utils", *packages))
     print(f"scale: {here}, device: {device()}, Python {platform.python_version()}")
+    if not os.access(".", os.W_OK):
+        os.chdir(tempfile.mkdtemp(prefix="lecture-"))
+        print(f"This notebook's folder cannot be written to: what it saves goes to {os.getcwd()}")
     return here
 
 

@@ -85,6 +85,15 @@ def test_the_corpus_is_the_lecture_without_09_and_its_links_lead_somewhere():
     assert chunks[0].link == "[01, What is a language model?](01_introduction.ipynb#what-is-a-language-model)"
 
 
+def test_09_was_run_on_the_lecture_as_it_stands():
+    """It searches the text of the other notebooks: who changes one runs 09 again (make notebooks NB=09)."""
+    (path,) = (path for path in chunking.notebooks() if path.stem.startswith("09"))
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    printed = "".join(text for cell in cells for out in cell.get("outputs", []) for text in out.get("text", []))
+    as_it_stands = chunking.corpus(size=80, overlap=20)
+    assert f"{len(as_it_stands)} chunks of {len({c.notebook for c in as_it_stands})} notebooks" in printed
+
+
 def test_every_question_with_evidence_in_the_corpus_has_a_chunk_that_holds_its_key():
     chunks, qa = chunking.corpus(), data.lecture_qa()
     here = {c.notebook for c in chunks}

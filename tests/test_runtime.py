@@ -67,6 +67,19 @@ def test_setup_prints_versions_and_returns_the_scale():
     assert "lecture-utils" in run.stdout and "scale: laptop" in run.stdout
 
 
+def test_in_a_folder_that_cannot_be_written_another_is_taken_and_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    runtime.setup()
+    assert os.getcwd() == str(tmp_path) and "cannot be written" not in capsys.readouterr().out
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: os.getcwd() != str(tmp_path) and real(path, mode))
+    runtime.setup()
+    taken = os.getcwd()
+    runtime.setup()  # the cell once more: it stays where it is
+    said = capsys.readouterr().out
+    assert os.getcwd() == taken != str(tmp_path) and said.count(f"what it saves goes to {taken}") == 1
+
+
 def test_peak_memory_grows_with_what_is_held():
     before = runtime.peak_memory_gb()
     block = torch.ones(int(2e8))  # 0.8 GB
