@@ -1,7 +1,7 @@
-"""Our decoder beside others of the same size, as ratios measured side by side: `make bench`.
+"""The lecture's parts beside others on the same work, as ratios measured side by side: `make bench`.
 
-All have SmolLM2-135M's dimensions (30 layers, width 576, 9 heads of queries and 3 of keys,
-vocabulary 49,152, tied head). The variants take turns, round by round, and the best round of
+The decoders all have SmolLM2-135M's dimensions (30 layers, width 576, 9 heads of queries and 3 of
+keys, vocabulary 49,152, tied head). The variants take turns, round by round, and the best round of
 each counts, so that what else the machine does hits all alike. Writes results.md.
 """
 
@@ -9,6 +9,9 @@ import dataclasses
 import datetime
 import os
 import platform
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +20,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
-from lecture_utils import corpus, decoding, models, runtime, transformer
+from lecture_utils import chunking, corpus, data, decoding, finetuning, models, retrieval, runtime, transformer
 from lecture_utils.training import autocast
 
 RESULTS = Path(__file__).with_name("results.md")
@@ -125,10 +128,99 @@ def writing(model, rows: int, dtype: torch.dtype) -> list[dict]:
     return table(title, best(title, variants), rows * NEW)
 
 
-def table(title: str, seconds: dict[str, float], tokens: int) -> list[dict]:
+def qlora(steps: int = 6) -> list[dict]:
+    """Return a step of finetuning with QLoRA on the same rows: answers' tokens per second.
+
+    Theirs is what the 2023 lecture's settings come to with TRL's plain trainer: loss over the whole row and
+    so over all logits, rows as they come, gradient checkpointing. Model, adapter and batch are ours in all.
+    """
+    from trl import SFTTrainer
+
+    ours = finetuning.recipe("laptop")
+    lecture = dataclasses.replace(ours, completion_only=False, checkpointing=True)
+    pairs = data.lecture_qa()["train"].shuffle(seed=0).select(range(steps * ours.batch_size))
+    rows = [data.token_ids(models.load_tokenizer(ours.model), row["question"], row["answer"])[1] for row in pairs]
+
+    def trainer(make, recipe, **settings):
+        model, tokenizer = models.load_chat_model(recipe.model, recipe.quantization, double_quant=recipe.double_quant)
+        quiet = {"save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no", "num_train_epochs": 1}
+        made = make(
+            model=model,
+            args=finetuning.training_arguments(recipe, tempfile.mkdtemp(), **(quiet | settings)),
+            train_dataset=finetuning.conversations(pairs, recipe),
+            processing_class=tokenizer,
+            peft_config=finetuning.lora_config(recipe),
+        )
+
+        def work():
+            made.optimizer = made.lr_scheduler = None
+            made.train()
+
+        return work
+
+    title = "finetuning with QLoRA"
+    plain = {"train_sampling_strategy": "random"}
+    variants = {
+        "ours": trainer(finetuning.completion_trainer, ours),
+        "TRL, our settings": trainer(SFTTrainer, ours),
+        "TRL, the lecture's settings": trainer(SFTTrainer, lecture, **plain),
+    }
+    return table(title, best(title, variants, rounds=2), sum(map(len, rows)))
+
+
+def searching() -> list[dict]:
+    """Return a hundred questions searched for in the lecture by words and among 100,000 vectors by meaning:
+    questions per second."""
+    import bm25s
+    import numpy
+
+    texts = [chunk.titled for chunk in chunking.corpus()]
+    questions = [row["question"] for row in data.lecture_qa()["test"]][:100]
+    ours, theirs = retrieval.BM25(texts), bm25s.BM25()
+    theirs.index([retrieval.terms(text) for text in texts], show_progress=False)
+
+    def library():
+        for question in questions:
+            theirs.retrieve([retrieval.terms(question)], k=5, show_progress=False)
+
+    def by_hand():
+        for question in questions:
+            retrieval.ranking(ours.scores(question), 5)
+
+    title = f"searching {len(texts)} texts by words"
+    rows = table(title, best(title, {"ours": by_hand, "bm25s": library}), len(questions))
+    embed = retrieval.Embedder()
+    vectors = retrieval.clumped_vectors(embed(texts), 100_000)
+    asked = embed(questions)
+    flat, matrix = retrieval.vector_index("flat", vectors), torch.from_numpy(vectors)
+
+    def product():
+        for vector in asked:
+            (matrix @ vector).topk(5)
+
+    def faiss():
+        for vector in numpy.asarray(asked):
+            flat.search(vector[None], 5)
+
+    title = "searching 100,000 vectors, all of them"
+    return rows + table(title, best(title, {"ours, a product": product, "FAISS, flat": faiss}), len(questions))
+
+
+def importing() -> list[dict]:
+    """Return what it costs to import the package, beside what it is made to spare: imports per second."""
+
+    def fresh(module: str):
+        return lambda: subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+
+    title = "importing, a process each"
+    names = ("lecture_utils", "torch", "transformers", "lecture_utils.finetuning")
+    return table(title, best(title, {name: fresh(name) for name in names}), 1)
+
+
+def table(title: str, seconds: dict[str, float], units: int) -> list[dict]:
     first = seconds[next(iter(seconds))]
     return [
-        {"what": title, "who": who, "tokens/s": f"{tokens / s:.0f}", "ours is faster by": f"{s / first:.2f}"}
+        {"what": title, "who": who, "a second": f"{units / s:.3g}", "ours is faster by": f"{s / first:.2f}"}
         for who, s in seconds.items()
     ]
 
@@ -168,10 +260,11 @@ def main() -> None:
     speed = [row for dtype in dtypes for rows in (1, 8) for row in writing(model, rows, dtype)]
     del model
     speed += training(models.card(models.LAPTOP_MODEL).shape)
+    speed += [*qlora(), *searching(), *importing()]
     head = (
         f"# Benchmarks\n\nMeasured {datetime.date.today().isoformat()} with `make bench` on {os.cpu_count()} cores "
         f"({platform.machine()}, {'with' if len(dtypes) > 1 else 'without'} fast bf16), torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads. Ratios hold on one machine only; tokens per second are for orientation.\n"
+        f"{torch.get_num_threads()} threads. Ratios hold on one machine only; tokens (questions, imports) a second are for orientation.\n"
     )
     RESULTS.write_text(f"{head}\n{as_markdown(speed)}\n\n{as_markdown(quality)}\n", encoding="utf-8")
     print(RESULTS.read_text(encoding="utf-8"))
