@@ -25,7 +25,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PATHS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 LONG = 8  # seconds after which a cell is interrupted, once
 # $0, the folder, stays writable; the sockets to the kernel lie in it, so it needs no network
-CAGE = ["unshare", "-mn", "sh", "-c", 'mount --bind "$0" "$0" && mount -o remount,ro,bind / && cd "$PWD" && exec "$@"']
+CAGE = [
+    "unshare",
+    "-mn",
+    "sh",
+    "-c",
+    'mount --bind "$0" "$0" && mount -o remount,ro,bind / && ip link set lo up && cd "$PWD" && exec "$@"',
+]
 
 
 def caged(folder: Path) -> list[str]:

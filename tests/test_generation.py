@@ -1,6 +1,5 @@
 """Choosing tokens, held against the library's processors and its generate."""
 
-
 import pytest
 import torch
 
