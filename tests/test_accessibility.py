@@ -89,7 +89,10 @@ def faults(page) -> list[str]:
         node
         for rule in found["incomplete"]
         for node in rule["nodes"]
-        if rule["id"] == "color-contrast" and node["any"][0]["data"]["messageKey"] == "bgOverlap"
+        if rule["id"] == "color-contrast"
+        and node["any"][0]["data"]["messageKey"] == "bgOverlap"
+        # a formula's strokes may lie over the line's own rectangle; its paragraph's colours are measured elsewhere
+        and not page.evaluate("(place) => document.querySelector(place).querySelector('svg')", node["target"][0])
     ]
     assert not unseen, f"contrast was not measured: {[node['html'][:200] for node in unseen[:3]]}"
     return [
@@ -144,7 +147,7 @@ def test_page(context, pages, name):
     assert len(papers) == (2 if name == "index" else 1), "notebooks' pages are always light"
 
 
-@pytest.mark.parametrize("stem", ["01_introduction", "08_qlora_llama2"])
+@pytest.mark.parametrize("stem", [path.stem for path in lecture.found(None)])
 def test_deck(browser, tmp_path, stem):
     """The page around the first slide, then the content of all slides."""
     [deck] = decks.write(lecture.found(stem), tmp_path)
