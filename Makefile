@@ -71,7 +71,7 @@ record: setup    ## reproduce the recorded runs, some hours (NB=06: of one noteb
 	for tool in tools/record_$(or $(NB),*).py; do $(RUN) $$tool || exit 1; done
 
 # llms-from-scratch asks for an older numpy than ours and needs none of its dependencies here.
-bench: setup     ## our decoder beside others of its size, as ratios, into benchmarks/results.md (10 minutes)
+bench: setup     ## our decoder, finetuning and search beside others, as ratios, into benchmarks/results.md (20 minutes)
 	$(RUN) -m pip install --quiet --editable '.[bench]'
 	$(RUN) -m pip install --quiet --no-deps 'llms-from-scratch==1.0.19'
 	$(RUN) benchmarks/measure.py
