@@ -71,9 +71,12 @@ METHODS = {
 }  # fmt: skip
 
 
-def _check(method: str, split: str = "test") -> None:
+def _expect_method(method: str) -> None:
     if method not in METHODS:
         raise ValueError(f"There is no method {method!r}. Choose one of: {', '.join(METHODS)}.")
+
+
+def _expect_split(split: str) -> None:
     if split not in ("train", "choose", "test"):
         raise KeyError(f"There is no split {split!r}: choose 'train', 'choose' or 'test'.")
 
@@ -81,7 +84,7 @@ def _check(method: str, split: str = "test") -> None:
 def adapt(model, method: str):
     """Return ``model`` adapted by one of ``METHODS``, its new parameters in fp32. Raises ValueError for
     an unknown name."""
-    _check(method)
+    _expect_method(method)
     if (config := configs()[method]) is None:
         return add_bottlenecks(model)
     from peft import get_peft_model
@@ -92,7 +95,7 @@ def adapt(model, method: str):
 def questions(split: str) -> tuple[list[str], list[str]]:
     """Return (questions, subjects). ``"train"``: eight phrasings of each fact, ``"choose"``: the
     ninth, to choose learning rates by, ``"test"``: the held-out tenth. Raises KeyError otherwise."""
-    _check(next(iter(METHODS)), split)
+    _expect_split(split)
     qa = data.lecture_qa()
     rows = qa["test" if split == "test" else "train"]
     ninth = {fact: i for i, fact in enumerate(rows["fact"])}.values()  # the last row of each fact
@@ -155,7 +158,8 @@ def run(method: str, seed: int = 0, learning_rate: float | None = None, split: s
     unknown method, KeyError for an unknown split, both before anything is loaded."""
     from tqdm.auto import tqdm
 
-    _check(method, split)
+    _expect_method(method)
+    _expect_split(split)
     runtime.seed_everything(seed)
     rate = learning_rate or METHODS.get(method)
     model, tokenizer = models.load_chat_model()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from lecture_utils.data import expect_whole
+from lecture_utils.transformer import expect_ids
 
 
 def _check(temperature: float, top_k: int | None, top_p: float) -> None:
@@ -20,9 +21,8 @@ def _check(temperature: float, top_k: int | None, top_p: float) -> None:
 
 
 def _one_row(ids: torch.Tensor, max_new_tokens: int) -> None:
-    if not isinstance(ids, torch.Tensor) or ids.is_floating_point():
-        raise TypeError(f"ids is {getattr(ids, 'dtype', type(ids).__name__)}: give a tensor of token ids, (1, T).")
-    if ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
+    expect_ids("ids", ids, "(1, T)")
+    if ids.shape[0] != 1 or ids.shape[1] == 0:
         raise ValueError(f"ids has the shape {tuple(ids.shape)}: one row with at least one token is needed, (1, T).")
     expect_whole("max_new_tokens", max_new_tokens, least=0)
 

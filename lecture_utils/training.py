@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from lecture_utils import data, runtime
+from lecture_utils.transformer import expect_ids
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,7 @@ class Plan:
 
 def _stream(tokens, least: int) -> None:
     """Raise TypeError unless ``tokens`` is a tensor of whole numbers, ValueError unless it is one row of ``least``."""
-    if not isinstance(tokens, torch.Tensor) or tokens.is_floating_point():
-        raise TypeError(f"tokens is {getattr(tokens, 'dtype', type(tokens).__name__)}: give a tensor of token ids.")
-    if tokens.ndim != 1:
-        raise ValueError(f"tokens has the shape {tuple(tokens.shape)}: one row of token ids is needed.")
+    expect_ids("tokens", tokens, "(T)")
     if len(tokens) < least:
         raise ValueError(f"{len(tokens)} tokens are too few: at least {least} are needed.")
 

@@ -54,13 +54,19 @@ def causal_mask(queries: int, keys: int | None = None) -> torch.Tensor:
     return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
 
 
-def embedded(embedding: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
-    """Return the vectors (B, T, W) of token ids (B, T). Raises TypeError for what is no tensor of whole numbers,
-    ValueError for another shape or an id outside the vocabulary."""
+def expect_ids(name: str, ids, shape: str = "(B, T)") -> None:
+    """Raise TypeError unless an argument is a tensor of whole numbers, ValueError unless it has as many dimensions
+    as ``shape`` names; both name the argument."""
     if not isinstance(ids, torch.Tensor) or ids.is_floating_point():
-        raise TypeError(f"ids is {getattr(ids, 'dtype', type(ids).__name__)}: give a tensor of whole numbers, (B, T).")
-    if ids.ndim != 2:
-        raise ValueError(f"ids has the shape {tuple(ids.shape)}: (B, T) is needed, rows and their tokens.")
+        raise TypeError(f"{name} is {getattr(ids, 'dtype', type(ids).__name__)}: give a tensor of token ids, {shape}.")
+    if ids.ndim != shape.count(",") + 1:
+        raise ValueError(f"{name} has the shape {tuple(ids.shape)}: token ids, {shape}, are needed.")
+
+
+def embedded(embedding: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+    """Return the vectors (B, T, W) of token ids (B, T). Raises as ``expect_ids`` does, and ValueError for an id
+    outside the vocabulary."""
+    expect_ids("ids", ids)
     try:
         return embedding(ids)
     except IndexError:

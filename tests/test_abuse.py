@@ -15,14 +15,14 @@ import sys
 import threading
 from pathlib import Path
 
+import lecture
 import nbformat
 import pytest
 
 from lecture_utils import models
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parent.parent
-PATHS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+PATHS = lecture.found(None)
 LONG = 8  # seconds after which a cell is interrupted, once
 # $0, the folder, stays writable; the sockets to the kernel lie in it, so it needs no network
 CAGE = [

@@ -10,11 +10,11 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from pathlib import Path
 
+import lecture
 import nbformat
 import pytest
 
@@ -74,29 +74,20 @@ def test_notebook_stays_within_binders_memory(server, path):
     client.load_connection_file()
     client.start_channels()
     client.wait_for_ready(timeout=120)
-    peak, done, started = 0, threading.Event(), time.monotonic()
-
-    def watch():
-        nonlocal peak
-        while not done.wait(0.5):
-            peak = max(peak, memory(process))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    started = time.monotonic()
     try:
-        for cell in nbformat.read(path, as_version=4).cells:
-            if cell.cell_type == "code":
-                reply = client.execute_interactive(cell.source, timeout=3600, output_hook=lambda message: None)
-                assert reply["content"]["status"] == "ok", "\n".join(reply["content"].get("traceback", []))
+        with lecture.Watch(lambda: memory(process)) as watch:
+            for cell in nbformat.read(path, as_version=4).cells:
+                if cell.cell_type == "code":
+                    reply = client.execute_interactive(cell.source, timeout=3600, output_hook=lambda message: None)
+                    assert reply["content"]["status"] == "ok", "\n".join(reply["content"].get("traceback", []))
     finally:
-        done.set()
-        watcher.join()
         client.stop_channels()
         ask("DELETE", f"api/sessions/{session['id']}")
     RECORD.parent.mkdir(exist_ok=True)
     with RECORD.open("a", newline="") as file:
-        csv.writer(file).writerow([path.stem, round(time.monotonic() - started), round(peak / 1e9, 2)])
-    assert peak <= LIMIT, f"{peak / 1e9:.2f} GB at the peak, server and kernel together"
+        csv.writer(file).writerow([path.stem, round(time.monotonic() - started), round(watch.peak / 1e9, 2)])
+    assert watch.peak <= LIMIT, f"{watch.peak / 1e9:.2f} GB at the peak, server and kernel together"
 
 
 def test_repo2docker_takes_the_binder_folder():

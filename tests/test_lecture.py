@@ -36,11 +36,11 @@ def test_success_has_no_problem_and_its_memory_is_measured(tmp_path):
 def test_record_keeps_what_did_not_run_and_names_what_breaks_a_budget(tmp_path, monkeypatch):
     first, second, third = sorted(p.stem for p in lecture.found(None))[:3]
     monkeypatch.setattr(lecture, "RECORD", tmp_path / "build" / "record.json")
-    lecture.keep_record({third: lecture.Run(None, 301, 1.0, None)})
+    lecture.keep_record({third: lecture.Run(None, 301, 1.0, ValueError())})
     record = lecture.keep_record({first: lecture.Run(None, 179.6, 1.81, None)})
     assert record == {
-        first: {"seconds": 180, "peak_gb": 1.81},
-        third: {"seconds": 301, "peak_gb": 1.0},  # one of those that train for longer
+        first: {"seconds": 180, "peak_gb": 1.81, "failed": False},
+        third: {"seconds": 301, "peak_gb": 1.0, "failed": True},  # one of those that train for longer
     }
     assert json.loads(lecture.RECORD.read_text()) == record
     assert [line.split()[0] for line in lecture.over_budget(record)] == [first, third]
@@ -54,7 +54,8 @@ def test_index_tells_seconds_memory_and_what_failed(tmp_path, monkeypatch):
     monkeypatch.setattr(lecture, "BUILD", tmp_path)
     for stem in (first, second):
         (tmp_path / f"{stem}.html").write_text("")
-    lecture.write_index({s: {"seconds": 61, "peak_gb": 1.2} for s in (first, second)}, [second])
+    took = {"seconds": 61, "peak_gb": 1.2}
+    lecture.write_index({first: took | {"failed": False}, second: took | {"failed": True}})
     page = (tmp_path / "index.html").read_text()
     assert page.count("<td>1:01<td>1.20 GB") == 2 and "<th>2:02<th>at most 1.20 GB" in page
     assert page.index(first) < page.index(second) < page.index("failed") < page.index("together")

@@ -6,6 +6,7 @@ budget   hold the seconds and the memory of the last runs against the budgets
 """
 
 import argparse
+import contextlib
 import html
 import importlib.resources
 import json
@@ -14,6 +15,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
@@ -50,24 +52,27 @@ def found(wanted: str | None) -> list[Path]:
     return notebooks
 
 
-class Watch(threading.Thread):
-    """Keeps the most memory that this process's children have held together since it was started."""
+def held_by_children() -> int:
+    """Return the bytes that this process's children hold together."""
+    import psutil  # ipykernel brings it
 
-    def __init__(self):
+    held = 0
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            held += child.memory_info().rss
+    return held
+
+
+class Watch(threading.Thread):
+    """Looks five times a second how much memory is held, and keeps the most as ``peak``, in bytes."""
+
+    def __init__(self, held: Callable[[], int] = held_by_children):
         super().__init__(daemon=True)
-        self.peak, self.done = 0, threading.Event()
+        self.held, self.peak, self.done = held, 0, threading.Event()
 
     def run(self):
-        import psutil  # ipykernel brings it
-
         while not self.done.wait(0.2):
-            held = 0
-            for child in psutil.Process().children(recursive=True):
-                try:
-                    held += child.memory_info().rss
-                except psutil.Error:  # it has ended meanwhile
-                    continue
-            self.peak = max(self.peak, held)
+            self.peak = max(self.peak, self.held())
 
     def __enter__(self):
         self.start()
@@ -118,9 +123,11 @@ def over_budget(record: dict) -> list[str]:
 
 
 def keep_record(runs: dict[str, Run]) -> dict:
-    """Write seconds and peak memory beside those of notebooks that did not run now; return them all."""
+    """Write how each run went beside the notebooks that did not run now; return them all."""
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    record |= {s: {"seconds": round(r.seconds), "peak_gb": round(r.peak_gb, 2)} for s, r in runs.items()}
+    for stem, run in runs.items():
+        took = {"seconds": round(run.seconds), "peak_gb": round(run.peak_gb, 2)}
+        record[stem] = took | {"failed": run.problem is not None}
     record = {path.stem: record[path.stem] for path in found(None) if path.stem in record}
     RECORD.parent.mkdir(exist_ok=True)
     write_whole(RECORD, json.dumps(record, indent=1) + "\n")
@@ -169,10 +176,10 @@ def run(wanted: str | None) -> int:
         (BUILD / f"{path.stem}.html").write_text(to_html(done.notebook, path.stem), encoding="utf-8")
         if done.problem is not None:
             print(f"    failed: {reason(done.problem)}\n    see {os.path.relpath(BUILD / path.stem)}.html")
-    failed = [stem for stem, done in runs.items() if done.problem is not None]
-    write_index(keep_record(runs), failed)
-    print(f"{len(runs) - len(failed)} of {len(runs)} notebooks ran. Open {os.path.relpath(BUILD / 'index.html')}")
-    return len(failed)
+    write_index(keep_record(runs))
+    failed = sum(done.problem is not None for done in runs.values())
+    print(f"{len(runs) - failed} of {len(runs)} notebooks ran. Open {os.path.relpath(BUILD / 'index.html')}")
+    return failed
 
 
 def refresh(wanted: str | None) -> int:
@@ -256,7 +263,7 @@ def to_html(notebook, name: str) -> str:
     return exporter.from_notebook_node(page, resources=resources)[0]
 
 
-def write_index(record: dict, failed: list[str]) -> None:
+def write_index(record: dict) -> None:
     """Write build/index.html over every page there is, with seconds and peak memory and their sum."""
     rows = []
     for path in found(None):
@@ -264,7 +271,7 @@ def write_index(record: dict, failed: list[str]) -> None:
             continue
         took = record[path.stem]
         heading = html.escape(title(nbformat.read(path, as_version=4)))
-        note = " <strong>failed</strong>" if path.stem in failed else ""
+        note = " <strong>failed</strong>" if took["failed"] else ""
         link = f'<a href="{path.stem}.html">{heading}</a>{note}'
         rows.append(f"<tr><td>{link}<td>{clock(took['seconds'])}<td>{took['peak_gb']:.2f} GB</tr>")
     total = clock(sum(took["seconds"] for took in record.values()))

@@ -45,16 +45,17 @@ def found_in(path: Path) -> list[str]:
     return found
 
 
-def all_files() -> list[Path]:
-    """Return what git tracks, and what it would add, from the current folder on."""
+def all_files(folder: Path = Path()) -> list[Path]:
+    """Return the files that git tracks, and that it would add, from a folder on, by default the current one."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    said = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
-    return [Path(name) for name in said.split("\0") if name]
+    said = subprocess.run(listed, cwd=folder, capture_output=True, text=True, check=True).stdout
+    paths = (folder / name for name in sorted(set(said.split("\0"))) if name)
+    return [path for path in paths if path.is_file()]  # one that was deleted is still listed
 
 
 def main(names: list[str]) -> int:
     """Print what was found; return 1 if anything was."""
-    files = [path for path in (map(Path, names) if names else all_files()) if path.is_file()]
+    files = [path for path in map(Path, names) if path.is_file()] if names else all_files()
     found = [line for path in files for line in found_in(path)]
     print(*found, sep="\n", end="\n" if found else "")
     if found:
