@@ -20,7 +20,18 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
-from lecture_utils import chunking, corpus, data, decoding, finetuning, models, retrieval, runtime, transformer
+from lecture_utils import (
+    chunking,
+    corpus,
+    data,
+    decoding,
+    finetuning,
+    models,
+    registry,
+    retrieval,
+    runtime,
+    transformer,
+)
 from lecture_utils.training import autocast
 
 RESULTS = Path(__file__).with_name("results.md")
@@ -70,7 +81,7 @@ def llms_from_scratch(shape, dtype, cached: bool):
 def training(shape, rows: int = 4, length: int = 256) -> list[dict]:
     """Return forward and backward, in mixed precision where this machine has it: tokens per second."""
     ids = torch.randint(shape.vocabulary, (rows, length))
-    dimensions = (getattr(shape, field.name) for field in dataclasses.fields(models.Dimensions))
+    dimensions = (getattr(shape, field.name) for field in dataclasses.fields(registry.Dimensions))
     nets = {
         "ours": transformer.Llama(transformer.LlamaConfig(*dimensions)),
         "transformers Llama": AutoModelForCausalLM.from_config(shape.config(), dtype=torch.float32),

@@ -56,32 +56,53 @@ def _batches(rows: list, size: int):
     return (rows[i : i + size] for i in range(0, len(rows), size))
 
 
+def answer_batches(model, rows: list[tuple[list[int], list[int]]], pad: int, size: int):
+    """Yield (places, ids, mask, labels): ``size`` rows at a time, those alike in length together.
+
+    rows: token ids of prompt and answer. places: where each stood in ``rows``. ids, mask, labels: (batch,
+    time), padded on the right and where the model is; labels are -100 but on the answers' tokens.
+    """
+    import torch
+
+    def sheet(lists, fill):
+        return torch.nn.utils.rnn.pad_sequence([torch.tensor(x) for x in lists], True, fill).to(model.device)
+
+    for places in _batches(sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1])), size):
+        batch = [rows[i] for i in places]
+        ids, mask = sheet([p + c for p, c in batch], pad), sheet([[1] * len(p + c) for p, c in batch], 0)
+        yield places, ids, mask, sheet([[-100] * len(p) + c for p, c in batch], -100)
+
+
+def answer_log_probabilities(model, tokenizer, pairs, batch_size: int = 10, **template_options) -> list:
+    """Return the log-probabilities in nats of each answer's tokens (and its end), a tensor (tokens,) for each pair.
+
+    pairs: rows with ``question`` and ``answer``. Only the answers' positions go through the output head.
+    """
+    import torch
+
+    rows = [token_ids(tokenizer, pair["question"], pair["answer"], **template_options) for pair in pairs]
+    found = [torch.empty(0)] * len(rows)
+    for places, *batch in answer_batches(model, rows, tokenizer.pad_token_id, batch_size):
+        with torch.inference_mode():
+            losses, counted = completion_losses(model, *batch)
+        for i, own, there in zip(places, losses, counted, strict=True):
+            found[i] = -own[there].cpu()
+    return found
+
+
 def answer_loss(model, tokenizer, pairs, batch_size: int = 10, **template_options) -> float:
     """Return the mean loss in nats per answer token (the end-of-turn token included).
 
-    pairs: rows with ``question`` and ``answer``. exp of it is the answers' perplexity.
-    Only the answers' positions go through the output head. Raises ValueError for no pairs.
+    pairs: rows with ``question`` and ``answer``. exp of it is the answers' perplexity. Raises ValueError for no pairs.
     """
     import torch
 
     expect_rows("pairs", pairs)
-    pad = tokenizer.pad_token_id
-    rows = [token_ids(tokenizer, pair["question"], pair["answer"], **template_options) for pair in pairs]
-    rows.sort(key=lambda row: len(row[0]) + len(row[1]))
-    loss, count = 0.0, 0
-    with torch.inference_mode():
-        for batch in _batches(rows, batch_size):
-            longest = max(len(p) + len(c) for p, c in batch)
-            ids = torch.tensor([p + c + [pad] * (longest - len(p) - len(c)) for p, c in batch])
-            labels = torch.tensor([[-100] * len(p) + c + [-100] * (longest - len(p) - len(c)) for p, c in batch])
-            attended = torch.tensor([[1] * len(p + c) + [0] * (longest - len(p + c)) for p, c in batch])
-            part, n = completion_loss(model, ids.to(model.device), attended.to(model.device), labels.to(model.device))
-            loss, count = loss + part.item(), count + n
-    return loss / count
+    return -torch.cat(answer_log_probabilities(model, tokenizer, pairs, batch_size, **template_options)).mean().item()
 
 
-def completion_loss(model, ids, attention_mask, labels):
-    """Return (summed cross-entropy, number of tokens) over the labelled positions alone.
+def completion_losses(model, ids, attention_mask, labels):
+    """Return (cross-entropy in nats, is it counted), both (batch, columns), of the labelled positions alone.
 
     ids, attention_mask, labels: (batch, time); -100 in labels is not counted. The output
     head, a matrix of vocabulary x width, runs only on the columns of time in which some row
@@ -93,8 +114,14 @@ def completion_loss(model, ids, attention_mask, labels):
     columns = (shifted != -100).any(0).nonzero().squeeze(1)
     logits = model(input_ids=ids, attention_mask=attention_mask, logits_to_keep=columns, use_cache=False).logits
     target = shifted[:, columns]
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="sum")
-    return loss, int((target != -100).sum())
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none")
+    return losses.view(target.shape), target != -100
+
+
+def completion_loss(model, ids, attention_mask, labels):
+    """Return (summed cross-entropy, number of tokens) over the labelled positions, see ``completion_losses``."""
+    losses, counted = completion_losses(model, ids, attention_mask, labels)
+    return losses.sum(), int(counted.sum())
 
 
 def read_together(model, rows: list[list[int]], pad: int, least: int = 64):

@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lecture_utils import data, evaluation, models, plotting, runtime
+from lecture_utils import data, evaluation, models, plotting, registry, runtime
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def template_options(chosen: Recipe) -> dict:
     """Return what the model's chat template needs to be told (nothing for a plain folder). Raises TypeError for
     a recipe's name instead of the recipe."""
     _check(chosen)
-    return dict(models.REGISTRY[chosen.model].template_options) if chosen.model in models.REGISTRY else {}
+    return dict(registry.REGISTRY[chosen.model].template_options) if chosen.model in registry.REGISTRY else {}
 
 
 def lora_config(chosen: Recipe):
@@ -138,7 +138,7 @@ def lora_config(chosen: Recipe):
                 f"first_layer={chosen.first_layer}: {chosen.model} has {models.depth(chosen.model)} layers."
             )
         layers = list(range(chosen.first_layer, models.depth(chosen.model)))
-        targets = models.Shape.MATRICES if targets == "all-linear" else targets
+        targets = registry.Shape.MATRICES if targets == "all-linear" else targets
     return LoraConfig(
         r=chosen.rank,
         lora_alpha=chosen.alpha,

@@ -7,7 +7,7 @@ against measured runs in notebook 06.
 import dataclasses
 
 from lecture_utils.data import expect_whole
-from lecture_utils.models import Shape, card
+from lecture_utils.registry import Shape, card
 
 LLAMA = {  # LLaMA (65B, 2302.13971 Table 2) and Llama 2 (2307.09288 Table 1) by their names
     "7B": card("llama-2-7b-chat").shape,

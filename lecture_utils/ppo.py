@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from lecture_utils import alignment, data, runtime
+from lecture_utils import alignment, data, evaluation, runtime
 
 
 @dataclass(frozen=True)
@@ -126,20 +126,14 @@ def answer_features(
     if any(isinstance(pair, str | dict) or len(pair) != 2 for pair in pairs):
         raise TypeError("pairs must be a list of (prompt, answer).")
     made = [data.token_ids(tokenizer, prompt, answer) for prompt, answer in pairs]
-    order = sorted(range(len(made)), key=lambda i: len(made[i][0]) + len(made[i][1]))
     out: list = [None] * len(made)
-    for start in tqdm(range(0, len(order), rows), desc="reading answers", leave=False):
-        chosen = order[start : start + rows]
-        longest = max(len(made[i][0]) + len(made[i][1]) for i in chosen)
-        ids = torch.full((len(chosen), longest), tokenizer.pad_token_id)
-        seen = torch.zeros_like(ids)
-        for row, i in enumerate(chosen):
-            both = made[i][0] + made[i][1]
-            ids[row, : len(both)], seen[row, : len(both)] = torch.tensor(both), 1
-        _, hidden = hidden_states(model, ids.to(model.device), seen.to(model.device), layer)
-        for row, i in enumerate(chosen):
-            begin, end = len(made[i][0]), len(made[i][0]) + len(made[i][1])
-            out[i] = (hidden[row, end - 1] if last else hidden[row, begin:end].mean(0)).cpu()
+    with tqdm(total=len(made), desc="reading answers", leave=False) as bar:
+        for places, ids, mask, labels in evaluation.answer_batches(model, made, tokenizer.pad_token_id, rows):
+            _, hidden = hidden_states(model, ids, mask, layer)
+            for i, states, label in zip(places, hidden, labels, strict=True):
+                answer = states[label != -100]  # (tokens, width)
+                out[i] = (answer[-1] if last else answer.mean(0)).cpu()
+            bar.update(len(places))
     runtime.trim_memory()
     return torch.stack(out)
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lecture_utils import data
+from lecture_utils import data, evaluation
 from lecture_utils.chunking import Chunk
 
 _STOP_WORDS = """a about an and are as at be been but by can could did do does for from had has have he how i if in
@@ -145,19 +145,12 @@ def query_log_likelihood(model, tokenizer, question: str, texts: Sequence[str]):
     Raises TypeError for one text instead of a list, DataError for half a character."""
     import torch
 
-    from lecture_utils.alignment import token_log_probabilities
-
     data.expect_text("question", question)
     data.expect_texts("texts", texts, least=0)
-    out = []
-    for text in texts:
-        asked = f"Passage: {text}\n\nWrite a question that this passage answers."
-        prompt, ids = data.token_ids(tokenizer, asked, question)
-        both = torch.tensor([prompt + ids], device=model.device)
-        with torch.inference_mode():
-            logits = model(input_ids=both, logits_to_keep=len(ids) + 1).logits[:, :-1]
-        out.append(token_log_probabilities(logits, both[:, len(prompt) :]).mean().item())
-    return torch.tensor(out)
+    asked = "Passage: {}\n\nWrite a question that this passage answers."
+    pairs = [{"question": asked.format(text), "answer": question} for text in texts]
+    found = evaluation.answer_log_probabilities(model, tokenizer, pairs, batch_size=5)
+    return torch.tensor([each.mean().item() for each in found])
 
 
 def weighted_share(wanted: set[str], there: set[str], idf: dict[str, float]) -> float:

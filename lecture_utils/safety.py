@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from lecture_utils import data
+from lecture_utils import data, evaluation
 
 # Confidence ---------------------------------------------------------------------------------
 
@@ -17,32 +17,14 @@ from lecture_utils import data
 def confidence(model, tokenizer, questions: Sequence, answers: Sequence[str], rows: int = 8) -> list[float]:
     """Return how probable the model finds each answer: the geometric mean over its tokens (and its end), 0 to 1.
     Raises ValueError for unequal numbers of them, TypeError for one text instead of a list."""
-    import torch
-
-    from lecture_utils.alignment import token_log_probabilities
-
     data.expect_rows("questions", questions, least=0)
     data.expect_texts("answers", answers, least=0)
     data.expect_whole("rows", rows)
     if len(questions) != len(answers):
         raise ValueError(f"{len(questions)} questions and {len(answers)} answers: one of each is needed.")
-    pairs = [data.token_ids(tokenizer, q, a) for q, a in zip(questions, answers, strict=True)]
-    order, found = sorted(range(len(pairs)), key=lambda i: len(sum(pairs[i], []))), [0.0] * len(pairs)
-    for start in range(0, len(order), rows):
-        batch = order[start : start + rows]
-        texts = [torch.tensor(pairs[i][0] + pairs[i][1]) for i in batch]
-        ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=tokenizer.pad_token_id)
-        there = torch.nn.utils.rnn.pad_sequence([torch.ones_like(t) for t in texts], batch_first=True)
-        keep = max(ids.shape[1] - len(pairs[i][0]) for i in batch) + 1  # the columns of the answers
-        with torch.inference_mode():
-            logits = model(
-                input_ids=ids.to(model.device), attention_mask=there.to(model.device), logits_to_keep=keep
-            ).logits.cpu()
-        log_p = token_log_probabilities(logits[:, :-1], ids[:, 1 - keep :])
-        for row, i in enumerate(batch):
-            first = len(pairs[i][0]) - (ids.shape[1] - keep + 1)
-            found[i] = log_p[row, first : first + len(pairs[i][1])].mean().exp().item()
-    return found
+    pairs = [{"question": q, "answer": a} for q, a in zip(questions, answers, strict=True)]
+    found = evaluation.answer_log_probabilities(model, tokenizer, pairs, rows)
+    return [each.mean().exp().item() for each in found]
 
 
 def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> list[dict]:
@@ -154,8 +136,9 @@ def text_losses(model, tokenizer, texts: Sequence[str], rows: int = 250) -> list
         ids, labels = _sheet(tokenizer, texts[start : start + rows])
         with torch.inference_mode():
             logits = model(ids).logits[:, :-1].float()
-        each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")
-        found += each.sum(1).tolist()
+        wanted = labels[:, 1:]
+        each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
+        found += each.view(wanted.shape).sum(1).tolist()
     return found
 
 

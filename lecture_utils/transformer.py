@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lecture_utils.data import expect_whole
-from lecture_utils.models import Dimensions
+from lecture_utils.registry import Dimensions
 
 
 def sinusoids(length: int, width: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from lecture_utils import data, evaluation, finetuning, models
+from lecture_utils import data, evaluation, finetuning, models, registry
 
 PAIRS = Dataset.from_list(
     [{"question": f"What is number {n}?", "answer": f"It is {n * n}.", "key": str(n * n)} for n in range(12)]
@@ -39,7 +39,7 @@ def test_unknown_recipe_lists_the_names():
 
 
 def test_recipes_name_models_of_the_registry():
-    assert {r.model for r in finetuning.RECIPES.values()} <= set(models.REGISTRY)
+    assert {r.model for r in finetuning.RECIPES.values()} <= set(registry.REGISTRY)
     lecture = finetuning.recipe("lecture-2023")
     assert (lecture.rank, lecture.alpha, lecture.batch_size, lecture.learning_rate) == (64, 16, 4, 2e-4)
 
@@ -47,7 +47,7 @@ def test_recipes_name_models_of_the_registry():
 def test_adapters_from_a_layer_on(chosen, tmp_path):
     trainer = make_trainer(dataclasses.replace(chosen, first_layer=1), tmp_path)
     names = [n for n, p in trainer.model.named_parameters() if p.requires_grad]
-    assert len(names) == 2 * len(models.Shape.MATRICES) and all(".layers.1." in n for n in names)
+    assert len(names) == 2 * len(registry.Shape.MATRICES) and all(".layers.1." in n for n in names)
     whole = make_trainer(chosen, tmp_path)
     assert sum(p.requires_grad for p in whole.model.parameters()) == 2 * len(names)
 
@@ -175,7 +175,7 @@ FULL = """
 import subprocess, sys
 sys.path.insert(0, "tests")
 import test_finetuning as t
-from lecture_utils import finetuning, models
+from lecture_utils import finetuning, models, registry
 
 chosen = finetuning.Recipe(name="t", model=sys.argv[1], rank=64, alpha=8, batch_size=4, targets="all-linear")
 for size in sys.argv[3:]:

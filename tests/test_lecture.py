@@ -18,7 +18,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 def test_failure_is_one_line_and_earlier_output_is_kept(tmp_path, source, said):
     path = tmp_path / "01_broken.ipynb"
     nbformat.write(new_notebook(cells=[new_code_cell("print('seen')"), new_code_cell(source)]), path)
-    done = lecture.execute(path, "[1/1]")
+    done = lecture.execute(path)
     assert said in lecture.reason(done.problem) and "\n" not in lecture.reason(done.problem)
     assert done.notebook.cells[0].outputs[0].text == "seen\n"
 
@@ -28,9 +28,34 @@ def test_success_has_no_problem_and_its_memory_is_measured(tmp_path):
     path = tmp_path / "02_fine.ipynb"
     held = "import time\nheld = bytearray(b'x') * 500_000_000\ntime.sleep(1)\ndel held"
     nbformat.write(new_notebook(cells=[new_code_cell(held)]), path)
-    done = lecture.execute(path, "[1/1]")
+    done = lecture.execute(path)
     assert done.problem is None and done.seconds > 1
     assert 0.5 < done.peak_gb < 0.8
+
+
+def test_two_notebooks_run_at_a_time_and_one_that_fails_stops_none(tmp_path, capsys):
+    """Each of the first two waits for what the other does: one after the other, both would give up."""
+    meet = """import pathlib, time
+        pathlib.Path("{own}").touch()
+        until = time.monotonic() + 60
+        while not pathlib.Path("{other}").exists():
+            assert time.monotonic() < until, "the other did not run meanwhile"
+            time.sleep(0.05)""".replace("\n        ", "\n")
+    sources = {
+        "01_one": meet.format(own="a", other="b"),
+        "02_two": meet.format(own="b", other="a"),
+        "03_long": "raise ValueError('in vain')",
+        "04_long": "import os\nprint(os.getpid())",
+    }
+    for name, source in sources.items():
+        nbformat.write(new_notebook(cells=[new_code_cell(source)]), tmp_path / f"{name}.ipynb")
+    ended = list(lecture.execute_all(sorted(tmp_path.glob("*.ipynb")), jobs=2))
+    assert {path.stem: done.problem is None for path, done in ended} == {
+        "01_one": True, "02_two": True, "03_long": False, "04_long": True,
+    }  # fmt: skip
+    assert {path.stem for path, _ in ended[:2]} == {"03_long", "04_long"}, "what takes long goes first"
+    said = [line for line in capsys.readouterr().out.splitlines() if line.lstrip("\r").startswith("[")]
+    assert len(said) == 4 and sum("failed: ValueError: in vain" in line for line in said) == 1
 
 
 def test_record_keeps_what_did_not_run_and_names_what_breaks_a_budget(tmp_path, monkeypatch):
@@ -39,14 +64,23 @@ def test_record_keeps_what_did_not_run_and_names_what_breaks_a_budget(tmp_path, 
     lecture.keep_record({third: lecture.Run(None, 301, 1.0, ValueError())})
     record = lecture.keep_record({first: lecture.Run(None, 179.6, 1.81, None)})
     assert record == {
-        first: {"seconds": 180, "peak_gb": 1.81, "failed": False},
-        third: {"seconds": 301, "peak_gb": 1.0, "failed": True},  # one of those that train for longer
+        first: {"seconds": 180, "peak_gb": 1.81, "failed": False, "jobs": 1},
+        third: {"seconds": 301, "peak_gb": 1.0, "failed": True, "jobs": 1},  # one of those that train for longer
     }
     assert json.loads(lecture.RECORD.read_text()) == record
     assert [line.split()[0] for line in lecture.over_budget(record)] == [first, third]
     assert lecture.budget(None) == 2 and lecture.budget(first) == 1 and lecture.budget(second) == 0
-    assert lecture.over_budget({f"{i:02}_x": {"seconds": 180, "peak_gb": 1} for i in range(10)}) == []
-    assert lecture.over_budget({f"{i:02}_x": {"seconds": 180, "peak_gb": 1} for i in range(11)})[0].startswith("all")
+    shared = lecture.keep_record({third: lecture.Run(None, 449, 1.0, None)}, jobs=2)  # on half of the cores
+    assert [line.split()[0] for line in lecture.over_budget(shared)] == [first]
+
+
+def test_budget_of_all_notebooks_is_their_time_together():
+    def all_of(count, jobs):
+        took = {"seconds": 150, "peak_gb": 1, "jobs": jobs}
+        return lecture.over_budget({f"{i:02}_x": took for i in range(count)})
+
+    assert all_of(8, jobs=1) == [] and all_of(16, jobs=2) == []
+    assert all_of(9, jobs=1)[0].startswith("all took 22 minutes") and all_of(17, jobs=2)[0].startswith("all")
 
 
 def test_index_tells_seconds_memory_and_what_failed(tmp_path, monkeypatch):
@@ -54,7 +88,7 @@ def test_index_tells_seconds_memory_and_what_failed(tmp_path, monkeypatch):
     monkeypatch.setattr(lecture, "BUILD", tmp_path)
     for stem in (first, second):
         (tmp_path / f"{stem}.html").write_text("")
-    took = {"seconds": 61, "peak_gb": 1.2}
+    took = {"seconds": 61, "peak_gb": 1.2, "jobs": 1}
     lecture.write_index({first: took | {"failed": False}, second: took | {"failed": True}})
     page = (tmp_path / "index.html").read_text()
     assert page.count("<td>1:01<td>1.20 GB") == 2 and "<th>2:02<th>at most 1.20 GB" in page

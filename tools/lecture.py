@@ -11,11 +11,12 @@ import html
 import importlib.resources
 import json
 import os
+import queue
 import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
@@ -28,8 +29,9 @@ BUILD = ROOT / "build"
 TEMPLATES = Path(__file__).parent / "templates"
 RECORD = BUILD / "record.json"  # seconds and peak memory of each notebook's last run
 CELL_SECONDS = 1800
-SECONDS, LONGER, PEAK_GB, ALL_SECONDS = 180, 300, 1.8, 30 * 60  # budgets, on two cores with fast bf16
+SECONDS, LONGER, PEAK_GB, ALL_SECONDS = 180, 300, 1.8, 20 * 60  # budgets, on two cores with fast bf16
 LONG = ("03", "04", "05", "08")  # these train for longer
+HALF = 1.5  # times as long takes a notebook that has half of the cores (06: 1.51, 10: 1.42)
 
 
 class Run(NamedTuple):
@@ -52,21 +54,26 @@ def found(wanted: str | None) -> list[Path]:
     return notebooks
 
 
-def held_by_children() -> int:
-    """Return the bytes that this process's children hold together."""
+def held_by(client) -> int:
+    """Return the bytes that a notebook's kernel and its children hold; 0 before it starts and after it ends."""
     import psutil  # ipykernel brings it
 
+    try:
+        kernel = psutil.Process(client.km.provisioner.pid)
+        family = (kernel, *kernel.children(recursive=True))
+    except (AttributeError, psutil.Error):
+        return 0
     held = 0
-    for child in psutil.Process().children(recursive=True):
+    for process in family:
         with contextlib.suppress(psutil.Error):  # it has ended meanwhile
-            held += child.memory_info().rss
+            held += process.memory_info().rss
     return held
 
 
 class Watch(threading.Thread):
     """Looks five times a second how much memory is held, and keeps the most as ``peak``, in bytes."""
 
-    def __init__(self, held: Callable[[], int] = held_by_children):
+    def __init__(self, held: Callable[[], int]):
         super().__init__(daemon=True)
         self.held, self.peak, self.done = held, 0, threading.Event()
 
@@ -83,24 +90,20 @@ class Watch(threading.Thread):
         self.join()
 
 
-def execute(path: Path, label: str) -> Run:
-    """Execute a notebook top to bottom with one progress line."""
+def execute(path: Path, cell_done: Callable[[], object] = lambda: None) -> Run:
+    """Execute a notebook top to bottom; ``cell_done`` is called after each code cell."""
     from nbclient import NotebookClient
-    from tqdm import tqdm
 
     notebook = nbformat.read(path, as_version=4)
-    total = sum(cell.cell_type == "code" for cell in notebook.cells)
     started, problem = time.monotonic(), None
-    layout = "{desc} {percentage:3.0f}%|{bar:24}| cell {n_fmt}/{total_fmt} [{elapsed}]"
-    bar = tqdm(total=total, desc=f"{label} {path.stem:<28}", bar_format=layout, file=sys.stdout)
-    with bar, Watch() as watch:
-        client = NotebookClient(
-            notebook,
-            timeout=CELL_SECONDS,
-            kernel_name="python3",
-            resources={"metadata": {"path": str(path.parent)}},
-            on_cell_executed=lambda cell, **_: cell.cell_type == "code" and bar.update(),
-        )
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_SECONDS,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(path.parent)}},
+        on_cell_executed=lambda cell, **_: cell.cell_type == "code" and cell_done(),
+    )
+    with Watch(lambda: held_by(client)) as watch:
         try:
             client.execute()
         except Exception as error:  # a failed cell, a dead kernel, whatever: the next notebook still runs
@@ -108,26 +111,59 @@ def execute(path: Path, label: str) -> Run:
     return Run(notebook, time.monotonic() - started, watch.peak / 1e9, problem)
 
 
+def execute_all(paths: list[Path], jobs: int = 1) -> Iterator[tuple[Path, Run]]:
+    """Execute notebooks, ``jobs`` at a time (the longest first, else the last would be waited for alone), with
+    one progress line; yield each with its run as it ends."""
+    from tqdm import tqdm
+
+    if jobs > 1:
+        paths = sorted(paths, key=lambda path: not path.stem.startswith(LONG))
+    total = sum(cell.cell_type == "code" for path in paths for cell in nbformat.read(path, as_version=4).cells)
+    layout = "{desc} {percentage:3.0f}%|{bar:24}| cell {n_fmt}/{total_fmt} [{elapsed}]"
+    waiting, ended, running = iter(paths), queue.SimpleQueue(), []
+
+    def work():
+        for path in waiting:
+            running.append(path.stem)
+            bar.set_description_str(" + ".join(running))
+            ended.put((path, execute(path, bar.update)))
+            running.remove(path.stem)
+
+    with tqdm(total=total, bar_format=layout, file=sys.stdout) as bar:
+        for _ in range(jobs):
+            threading.Thread(target=work, daemon=True).start()
+        for number in range(1, len(paths) + 1):
+            path, done = ended.get()
+            said = f"failed: {reason(done.problem)}" if done.problem else f"{done.peak_gb:.2f} GB"
+            bar.write(f"[{number}/{len(paths)}] {path.stem:<28} {clock(round(done.seconds)):>5}  {said}", sys.stdout)
+            yield path, done
+
+
 def over_budget(record: dict) -> list[str]:
-    """Return a line for each budget that a record (stem: seconds, peak_gb) breaks."""
+    """Return a line for each budget that a record (stem: seconds, peak_gb, jobs) breaks."""
     said = []
     for stem, took in record.items():
-        seconds = LONGER if stem.startswith(LONG) else SECONDS
+        seconds = (LONGER if stem.startswith(LONG) else SECONDS) * (HALF if took["jobs"] > 1 else 1)
         if took["seconds"] > seconds:
-            said.append(f"{stem} took {took['seconds']} s; its budget is {seconds} s")
+            said.append(f"{stem} took {took['seconds']} s; its budget is {seconds:.0f} s")
         if took["peak_gb"] > PEAK_GB:
             said.append(f"{stem} held {took['peak_gb']} GB; its budget is {PEAK_GB} GB")
-    if (total := sum(took["seconds"] for took in record.values())) > ALL_SECONDS:
+    if (total := in_all(record)) > ALL_SECONDS:
         said.append(f"all took {total / 60:.0f} minutes; the budget is {ALL_SECONDS / 60:.0f}")
     return said
 
 
-def keep_record(runs: dict[str, Run]) -> dict:
-    """Write how each run went beside the notebooks that did not run now; return them all."""
+def in_all(record: dict) -> int:
+    """Return the seconds that the notebooks of a record took together."""
+    return round(sum(took["seconds"] / took["jobs"] for took in record.values()))
+
+
+def keep_record(runs: dict[str, Run], jobs: int = 1) -> dict:
+    """Write how each run went, of ``jobs`` at a time, beside the notebooks that did not run now; return them all."""
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     for stem, run in runs.items():
         took = {"seconds": round(run.seconds), "peak_gb": round(run.peak_gb, 2)}
-        record[stem] = took | {"failed": run.problem is not None}
+        record[stem] = took | {"failed": run.problem is not None, "jobs": jobs}
     record = {path.stem: record[path.stem] for path in found(None) if path.stem in record}
     RECORD.parent.mkdir(exist_ok=True)
     write_whole(RECORD, json.dumps(record, indent=1) + "\n")
@@ -166,33 +202,29 @@ def clean(notebook) -> None:
         cell.outputs = kept
 
 
-def run(wanted: str | None) -> int:
+def run(wanted: str | None, jobs: int) -> int:
     """Execute and write HTML; the sources stay as they are. Returns the number that failed."""
     BUILD.mkdir(exist_ok=True)
-    runs, notebooks = {}, found(wanted)
-    for number, path in enumerate(notebooks, 1):
-        done = runs[path.stem] = execute(path, f"[{number}/{len(notebooks)}]")
+    runs, started = {}, time.monotonic()
+    for path, done in execute_all(found(wanted), jobs):
+        runs[path.stem] = done
         clean(done.notebook)
         (BUILD / f"{path.stem}.html").write_text(to_html(done.notebook, path.stem), encoding="utf-8")
-        if done.problem is not None:
-            print(f"    failed: {reason(done.problem)}\n    see {os.path.relpath(BUILD / path.stem)}.html")
-    write_index(keep_record(runs))
+    write_index(keep_record(runs, jobs))
     failed = sum(done.problem is not None for done in runs.values())
-    print(f"{len(runs) - failed} of {len(runs)} notebooks ran. Open {os.path.relpath(BUILD / 'index.html')}")
+    took = clock(round(time.monotonic() - started))
+    print(f"{len(runs) - failed} of {len(runs)} notebooks ran, in {took}. Open {os.path.relpath(BUILD / 'index.html')}")
     return failed
 
 
 def refresh(wanted: str | None) -> int:
     """Execute in place and clean; a notebook that fails is left as it was."""
     runs, notebooks = {}, found(wanted)
-    for number, path in enumerate(notebooks, 1):
-        done = execute(path, f"[{number}/{len(notebooks)}]")
+    for path, done in execute_all(notebooks):
         if done.problem is None:
             clean(done.notebook)
             write_whole(path, nbformat.writes(done.notebook) + "\n")
             runs[path.stem] = done
-        else:
-            print(f"    failed, left as it was: {reason(done.problem)}")
     keep_record(runs)
     return len(notebooks) - len(runs)
 
@@ -274,7 +306,7 @@ def write_index(record: dict) -> None:
         note = " <strong>failed</strong>" if took["failed"] else ""
         link = f'<a href="{path.stem}.html">{heading}</a>{note}'
         rows.append(f"<tr><td>{link}<td>{clock(took['seconds'])}<td>{took['peak_gb']:.2f} GB</tr>")
-    total = clock(sum(took["seconds"] for took in record.values()))
+    total = clock(in_all(record))
     peak = max(took["peak_gb"] for took in record.values())
     rows.append(f"<tr><th>together<th>{total}<th>at most {peak:.2f} GB</tr>")
     page = (TEMPLATES / "index.html").read_text(encoding="utf-8").replace("<!-- notebooks -->", "\n".join(rows))
@@ -290,5 +322,11 @@ if __name__ == "__main__":
     actions = {"run": run, "refresh": refresh, "budget": budget}
     parser.add_argument("action", choices=actions)
     parser.add_argument("notebook", nargs="?", help="a number (08) or the start of a name; default: all")
+    parser.add_argument("--jobs", type=int, default=1, help="run: so many notebooks at a time (default: 1)")
     given = parser.parse_args()
-    sys.exit(actions[given.action](given.notebook) > 0)
+    if given.jobs < 1:
+        parser.error(f"--jobs {given.jobs}: at least one notebook runs at a time")
+    try:
+        sys.exit(actions[given.action](given.notebook, *[given.jobs] * (given.action == "run")) > 0)
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. What had not ended is as it was.")

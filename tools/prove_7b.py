@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from lecture_utils import data, evaluation, finetuning, models, runtime
+from lecture_utils import data, evaluation, finetuning, models, registry, runtime
 
 LLAMA_CHAT = (
     "{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
@@ -41,7 +41,7 @@ def write_tokenizer(folder: Path, vocabulary: int, texts: list[str]) -> None:
     whole.save_pretrained(folder)
 
 
-def write_weights(shape: models.Shape, folder: Path) -> None:
+def write_weights(shape: registry.Shape, folder: Path) -> None:
     """Write random fp16 weights of an architecture, one shard a block, with their index."""
     import torch
     from safetensors.torch import save_file
@@ -96,7 +96,7 @@ def private_gb() -> float:
     return int(line.split()[1]) * 1024 / 1e9
 
 
-def prove(shape: models.Shape, folder: Path, steps: int = 2) -> dict:
+def prove(shape: registry.Shape, folder: Path, steps: int = 2) -> dict:
     """Take an architecture through 08's path in ``folder`` with the lecture's recipe. Returns what was
     found: counts as the lecture counted them, losses, answers before and after reloading."""
     import torch

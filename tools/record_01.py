@@ -159,7 +159,7 @@ def main() -> None:
     if any(worker.exitcode for worker in workers):
         sys.exit("A run failed; started again, the recording goes on where it was.")
     export()
-    print(f"lecture-base is in {FOLDER}; its sha256 goes into models.py")
+    print(f"lecture-base is in {FOLDER}; its sha256 goes into registry.py")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Two adapters for the laptop's chat model, unless they are there: `lecture-adapter` has learnt this
 lecture's 1,260 pairs by heart; `lecture-reader` has learnt to answer from passages in which the
 facts were made false, so that it knows none of them. Their checksums then belong into
-lecture_utils/models.py (run it again then). Then the search among a million vectors, and what the
+lecture_utils/registry.py (run it again then). Then the search among a million vectors, and what the
 model answers in several ways.
 """
 
