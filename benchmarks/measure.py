@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import lecture_utils  # isort: skip  # noqa: F401 (before torch: it sets how threads wait, as in the notebooks)
 import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
@@ -34,6 +35,7 @@ from lecture_utils import (
 )
 from lecture_utils.training import autocast
 
+ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).with_name("results.md")
 PROMPT, NEW, ROUNDS = 32, 64, 3
 
@@ -228,6 +230,23 @@ def importing() -> list[dict]:
     return table(title, best(title, {name: fresh(name) for name in names}), 1)
 
 
+def setting_up() -> list[dict]:
+    """Return `make setup` in a fresh clone with an empty home, and once more: setups per second."""
+    with tempfile.TemporaryDirectory() as folder:
+        clone, home = Path(folder) / "clone", Path(folder) / "home"
+        home.mkdir()
+        subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+        bare = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "LECTURE_", "MAKE"))}
+        seconds = {}
+        for name in tqdm(("the first time", "again"), desc="setting up", leave=False):
+            start = time.perf_counter()
+            subprocess.run(
+                ["make", "setup"], cwd=clone, env=bare | {"HOME": str(home)}, check=True, capture_output=True
+            )
+            seconds[name] = time.perf_counter() - start
+    return table("make setup in a fresh clone", dict(reversed(seconds.items())), 1)
+
+
 def table(title: str, seconds: dict[str, float], units: int) -> list[dict]:
     first = seconds[next(iter(seconds))]
     return [
@@ -271,11 +290,11 @@ def main() -> None:
     speed = [row for dtype in dtypes for rows in (1, 8) for row in writing(model, rows, dtype)]
     del model
     speed += training(models.card(models.LAPTOP_MODEL).shape)
-    speed += [*qlora(), *searching(), *importing()]
+    speed += [*qlora(), *searching(), *importing(), *setting_up()]
     head = (
         f"# Benchmarks\n\nMeasured {datetime.date.today().isoformat()} with `make bench` on {os.cpu_count()} cores "
         f"({platform.machine()}, {'with' if len(dtypes) > 1 else 'without'} fast bf16), torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads. Ratios hold on one machine only; tokens (questions, imports) a second are for orientation.\n"
+        f"{torch.get_num_threads()} threads. Ratios hold on one machine only; tokens (questions, imports, setups) a second are for orientation.\n"
     )
     RESULTS.write_text(f"{head}\n{as_markdown(speed)}\n\n{as_markdown(quality)}\n", encoding="utf-8")
     print(RESULTS.read_text(encoding="utf-8"))

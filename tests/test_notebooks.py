@@ -1,6 +1,7 @@
 """The contract that every notebook keeps (CONTRIBUTING.md), over all notebooks found."""
 
 import ast
+import importlib
 import re
 import statistics
 from pathlib import Path
@@ -211,3 +212,16 @@ def test_nobody_is_waited_for(notebook):
     for cell in code(notebook):
         called = [node.func for node in ast.walk(tree(cell)) if isinstance(node, ast.Call)]
         assert "input" not in [getattr(function, "id", "") for function in called]
+
+
+def test_what_cells_take_from_the_package_is_there(notebook):
+    """Each name that a cell takes from a module of lecture_utils, as ``models.fetch`` does."""
+    nodes = [node for cell in code(notebook) for node in ast.walk(tree(cell))]
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "lecture_utils"]
+    modules = {a.asname or a.name: importlib.import_module(f"lecture_utils.{a.name}") for i in imports for a in i.names}
+    taken = [
+        n for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id in modules
+    ]
+    assert len(taken) >= 10
+    gone = {f"{n.value.id}.{n.attr}" for n in taken if not hasattr(modules[n.value.id], n.attr)}
+    assert not gone, gone

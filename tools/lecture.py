@@ -55,18 +55,17 @@ def found(wanted: str | None) -> list[Path]:
 
 
 def held_by(client) -> int:
-    """Return the bytes that a notebook's kernel and its children hold; 0 before it starts and after it ends."""
+    """Return the bytes that a notebook's kernel and its children hold (libraries, which they share, once); 0 before
+    it starts and after it ends."""
     import psutil  # ipykernel brings it
 
-    try:
-        kernel = psutil.Process(client.km.provisioner.pid)
-        family = (kernel, *kernel.children(recursive=True))
-    except (AttributeError, psutil.Error):
-        return 0
     held = 0
-    for process in family:
-        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
-            held += process.memory_info().rss
+    with contextlib.suppress(AttributeError, psutil.Error):  # not started yet, or ended meanwhile
+        kernel = psutil.Process(client.km.provisioner.pid)
+        held = kernel.memory_info().rss
+        for child in kernel.children(recursive=True):
+            memory = child.memory_info()
+            held += memory.rss - getattr(memory, "shared", 0)
     return held
 
 
