@@ -9,14 +9,14 @@ TORCH_INDEX ?=
 NB ?=
 # The notebooks run two at a time, each on half of the cores: a third faster than one after the
 # other, in 4 GB. A single one, and any on a GPU, has all. JOBS=1: one after the other, in 2 GB.
-JOBS ?= $(if $(NB)$(shell command -v nvidia-smi),1,2)
+JOBS ?= $(if $(NB)$(shell command -v nvidia-smi 2>/dev/null),1,2)
 
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 SHARE := $(if $(filter-out 1,$(JOBS)),OMP_NUM_THREADS=$(shell expr \( $$(getconf _NPROCESSORS_ONLN) + $(JOBS) - 1 \) / $(JOBS)))
 export PYTHONUTF8 := 1
 
-.PHONY: help lecture test setup models lab check notebooks slides slides-pdf student site links record bench budget prove-7b matrix slow audit clean
+.PHONY: help lecture test setup models lab check notebooks slides slides-pdf student site links new record bench budget prove-7b matrix slow audit clean
 help:       ## list the targets
 	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -47,6 +47,9 @@ check: $(VENV)/.installed   ## ruff, the notebook contract and what SECURITY.md 
 	$(BIN)/ruff format --check .
 	$(RUN) -m pytest -q tests/test_notebooks.py tests/test_repository.py tests/test_security.py
 
+new: $(VENV)/.installed   ## the skeleton of a notebook that stands in the outline (NB=13_agents)
+	$(RUN) tools/skeleton.py $(NB)
+
 notebooks: setup   ## execute in place and clean: what is committed is as run
 	$(RUN) tools/lecture.py refresh $(NB)
 
@@ -75,7 +78,7 @@ record: setup    ## reproduce the recorded runs, some hours (NB=06: of one noteb
 	for tool in tools/record_$(or $(NB),*).py; do $(RUN) $$tool || exit 1; done
 
 # llms-from-scratch asks for an older numpy than ours and needs none of its dependencies here.
-bench: setup     ## our decoder, finetuning and search beside others, as ratios, into benchmarks/results.md (20 minutes)
+bench: setup     ## our decoder, finetuning and search beside others, as ratios, into benchmarks/results.md (half an hour)
 	$(RUN) -m pip install --quiet --editable '.[bench]'
 	$(RUN) -m pip install --quiet --no-deps 'llms-from-scratch==1.0.19'
 	$(RUN) benchmarks/measure.py

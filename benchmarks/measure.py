@@ -147,6 +147,7 @@ def qlora(steps: int = 6) -> list[dict]:
     Theirs is what the 2023 lecture's settings come to with TRL's plain trainer: loss over the whole row and
     so over all logits, rows as they come, gradient checkpointing. Model, adapter and batch are ours in all.
     """
+    from transformers import PrinterCallback
     from trl import SFTTrainer
 
     ours = finetuning.recipe("laptop")
@@ -164,6 +165,7 @@ def qlora(steps: int = 6) -> list[dict]:
             processing_class=tokenizer,
             peft_config=finetuning.lora_config(recipe),
         )
+        made.remove_callback(PrinterCallback)
 
         def work():
             made.optimizer = made.lr_scheduler = None
