@@ -7,8 +7,8 @@ VENV   ?= .venv
 TORCH_INDEX ?=
 # One notebook instead of all: make lecture NB=08
 NB ?=
-# The notebooks run two at a time, each on half of the cores: a third faster than one after the
-# other, in 4 GB. A single one, and any on a GPU, has all. JOBS=1: one after the other, in 2 GB.
+# The notebooks run two at a time, each on half of the cores, in 4 GB: somewhat faster than one after
+# the other. A single one, and any on a GPU, has all. JOBS=1: one after the other, in 2 GB.
 JOBS ?= $(if $(NB)$(shell command -v nvidia-smi 2>/dev/null),1,2)
 
 BIN := $(VENV)/bin

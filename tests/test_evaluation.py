@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from lecture_utils import evaluation
+from lecture_utils import data, evaluation
 
 
 def test_token_f1_by_hand():
@@ -103,3 +103,33 @@ def test_completions_with_a_shared_beginning_are_those_of_each_text_alone(tiny, 
     together = evaluation.complete(tiny, tokenizer, texts, max_new_tokens=8)
     assert together == [evaluation.complete(tiny, tokenizer, [text], max_new_tokens=8)[0] for text in texts]
     assert len(set(together)) > 1
+
+
+def test_answer_batches_hold_each_row_once_with_labels_on_its_answer_alone(tiny):
+    rows = [([1, 2, 3], [4, 5]), ([6], [7]), ([8, 9], [10, 11, 12, 13])]
+    batches = [
+        [places, *(part.tolist() for part in parts)] for places, *parts in evaluation.answer_batches(tiny, rows, 0, 2)
+    ]
+    assert batches == [
+        [
+            [1, 0],  # the shortest first
+            [[6, 7, 0, 0, 0], [1, 2, 3, 4, 5]],
+            [[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]],
+            [[-100, 7, -100, -100, -100], [-100, -100, -100, 4, 5]],
+        ],
+        [[2], [[8, 9, 10, 11, 12, 13]], [[1] * 6], [[-100, -100, 10, 11, 12, 13]]],
+    ]
+    assert list(evaluation.answer_batches(tiny, [], 0, 2)) == []
+    with pytest.raises(ValueError, match="batch_size=0"):
+        list(evaluation.answer_batches(tiny, rows, 0, 0))
+
+
+def test_answer_log_probabilities_keep_the_order_of_the_pairs(tiny, tokenizer):
+    pairs = [{"question": "Why?" * n, "answer": "So." * (5 - n)} for n in (4, 1, 3)]
+    together = evaluation.answer_log_probabilities(tiny, tokenizer, pairs, batch_size=3)
+    for pair, found in zip(pairs, together, strict=True):
+        prompt, answer = data.token_ids(tokenizer, pair["question"], pair["answer"])
+        with torch.inference_mode():
+            log_p = tiny(torch.tensor([prompt + answer])).logits[0].float().log_softmax(-1)
+        wanted = log_p[len(prompt) - 1 : -1].gather(1, torch.tensor(answer)[:, None])[:, 0]
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)

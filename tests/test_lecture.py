@@ -70,7 +70,7 @@ def test_record_keeps_what_did_not_run_and_names_what_breaks_a_budget(tmp_path, 
     assert json.loads(lecture.RECORD.read_text()) == record
     assert [line.split()[0] for line in lecture.over_budget(record)] == [first, third]
     assert lecture.budget(None) == 2 and lecture.budget(first) == 1 and lecture.budget(second) == 0
-    shared = lecture.keep_record({third: lecture.Run(None, 449, 1.0, None)}, jobs=2)  # on half of the cores
+    shared = lecture.keep_record({third: lecture.Run(None, 599, 1.0, None)}, jobs=2)  # on half of the cores
     assert [line.split()[0] for line in lecture.over_budget(shared)] == [first]
 
 

@@ -1,5 +1,6 @@
 """tools/skeleton.py: a stranger's first notebook runs, and the contract asks for no more than content."""
 
+import os
 import re
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def test_a_new_notebook_runs_and_lacks_only_content(copy_repository, tmp_path):
         return subprocess.run(
             [sys.executable, *command],
             cwd=tmp_path,
-            env=lecture.os.environ | environment,
+            env=os.environ | environment,
             capture_output=True,
             text=True,
         )
