@@ -92,7 +92,9 @@ def test_index_tells_seconds_memory_and_what_failed(tmp_path, monkeypatch):
     lecture.write_index({first: took | {"failed": False}, second: took | {"failed": True}})
     page = (tmp_path / "index.html").read_text()
     assert page.count("<td>1:01<td>1.20 GB") == 2 and "<th>2:02<th>at most 1.20 GB" in page
-    assert page.index(first) < page.index(second) < page.index("failed") < page.index("together")
+    assert page.index(first) < page.index(second) < page.index("failed") < page.index("<th>together<th>")
+    lecture.write_index({stem: took | {"failed": False, "jobs": 2} for stem in (first, second)})
+    assert "<th>together, 2 at a time<th>1:01<th>" in (tmp_path / "index.html").read_text()
 
 
 def test_clean_drops_what_needs_a_kernel_and_keeps_the_rest():

@@ -307,7 +307,9 @@ def write_index(record: dict) -> None:
         rows.append(f"<tr><td>{link}<td>{clock(took['seconds'])}<td>{took['peak_gb']:.2f} GB</tr>")
     total = clock(in_all(record))
     peak = max(took["peak_gb"] for took in record.values())
-    rows.append(f"<tr><th>together<th>{total}<th>at most {peak:.2f} GB</tr>")
+    jobs = max(took["jobs"] for took in record.values())
+    all_of_them = "together" if jobs == 1 else f"together, {jobs} at a time"
+    rows.append(f"<tr><th>{all_of_them}<th>{total}<th>at most {peak:.2f} GB</tr>")
     page = (TEMPLATES / "index.html").read_text(encoding="utf-8").replace("<!-- notebooks -->", "\n".join(rows))
     (BUILD / "index.html").write_text(page, encoding="utf-8")
 
