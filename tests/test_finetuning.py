@@ -175,7 +175,7 @@ FULL = """
 import subprocess, sys
 sys.path.insert(0, "tests")
 import test_finetuning as t
-from lecture_utils import finetuning, models, registry
+from lecture_utils import finetuning, models
 
 chosen = finetuning.Recipe(name="t", model=sys.argv[1], rank=64, alpha=8, batch_size=4, targets="all-linear")
 for size in sys.argv[3:]:
