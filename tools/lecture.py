@@ -99,6 +99,7 @@ def execute(path: Path, cell_done: Callable[[], object] = lambda: None) -> Run:
         notebook,
         timeout=CELL_SECONDS,
         kernel_name="python3",
+        extra_arguments=["--log-level=ERROR"],  # each kernel warns that it speaks to us unencrypted
         resources={"metadata": {"path": str(path.parent)}},
         on_cell_executed=lambda cell, **_: cell.cell_type == "code" and cell_done(),
     )
