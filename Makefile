@@ -24,8 +24,8 @@ lecture: setup   ## set up, run every notebook, write build/index.html (NB=08 ru
 	$(SHARE) $(RUN) tools/lecture.py run --jobs $(JOBS) $(NB)
 
 test: setup      ## set up, run the unit tests, then every notebook under nbval
-	$(RUN) -m pytest tests
-	$(SHARE) $(RUN) -m pytest --nbval-lax -n $(JOBS) --dist loadfile notebooks
+	$(SHARE) $(RUN) -m pytest -n $(JOBS) --dist loadfile tests
+	$(SHARE) $(RUN) -m pytest -n $(JOBS) --dist loadfile --nbval-lax notebooks
 
 setup: $(VENV)/.installed models   ## only set up: the virtual environment and the models
 

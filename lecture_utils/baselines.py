@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lecture_utils.data import expect_rows, expect_whole
+from lecture_utils import expect
 from lecture_utils.transformer import embedded
 
 
@@ -31,7 +31,7 @@ class KneserNey:
 
     def __init__(self, tokens, order: int, vocabulary: int):
         tokens = _ids("tokens", tokens, vocabulary)
-        expect_whole("order", order)
+        expect.whole("order", order)
         if len(tokens) < order:
             raise ValueError(f"order={order} with {len(tokens)} tokens: at least that many tokens are needed.")
         self.order, self.vocabulary = order, vocabulary
@@ -94,7 +94,7 @@ class KneserNey:
 
     def distribution(self, context) -> np.ndarray:
         """Return p(token | context) for every token, (vocabulary,); it sums to one."""
-        expect_rows("context", context, least=0)
+        expect.rows("context", context, least=0)
         context = context[max(len(context) - self.order + 1, 0) :] if self.order > 1 else []
         context = _ids("context", context, self.vocabulary).tolist()
         p = np.full(self.vocabulary, 1 / self.vocabulary)

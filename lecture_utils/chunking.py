@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lecture_utils import data
+from lecture_utils import data, expect
 
 ANCHOR = re.compile(r'<a id="([a-z0-9-]+)"></a>')
 LEFT_OUT = ("exercises", "summary")  # sections without lecture text of their own
@@ -117,8 +117,8 @@ def chunk(section: Section, size: int = 80, overlap: int = 20) -> list[Chunk]:
     section or no whole numbers."""
     if not isinstance(section, Section):
         raise TypeError(f"section is a {type(section).__name__}: give a Section, as sections() returns them.")
-    data.expect_whole("size", size, least=-math.inf)
-    data.expect_whole("overlap", overlap, least=-math.inf)
+    expect.whole("size", size, least=-math.inf)
+    expect.whole("overlap", overlap, least=-math.inf)
     if not 0 <= overlap < size:
         raise ValueError(f"size={size}, overlap={overlap}: the overlap must be 0 or more and below the size.")
     packed: list[list[str]] = []
@@ -143,7 +143,7 @@ def chunk(section: Section, size: int = 80, overlap: int = 20) -> list[Chunk]:
 def corpus(size: int = 80, overlap: int = 20, without: Sequence[str] = ("09_rag",)) -> list[Chunk]:
     """Return the chunks of the whole lecture but the notebooks in ``without`` (09 asks, so it must not answer).
     Raises ValueError for a name that no notebook has, TypeError for one name without its tuple."""
-    data.expect_rows("without", without, least=0)
+    expect.rows("without", without, least=0)
     if unknown := set(without) - {path.stem for path in notebooks()}:
         known = ", ".join(path.stem for path in notebooks())
         raise ValueError(f"without names {', '.join(sorted(unknown))}, which is no notebook. Choose from: {known}.")

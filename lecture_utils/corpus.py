@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lecture_utils import data, models
+from lecture_utils import expect, models
 
 PACKAGES = (  # installed with this lecture; one that is missing is left out
     "IPython", "accelerate", "bitsandbytes", "datasets", "fsspec", "huggingface_hub", "jinja2", "jupyter_server",
@@ -164,7 +164,7 @@ def load() -> Corpus:
 def encode(tokenizer, documents: list[str]) -> list[int]:
     """Return the documents as one stream of ids, the beginning-of-text token before each (it ends the last, too).
     Raises TypeError for one text instead of a list, ValueError for none or half a character."""
-    data.expect_texts("documents", documents)
+    expect.texts("documents", documents)
     ids = [tokenizer.bos_token_id]
     for part in tokenizer(documents, add_special_tokens=False)["input_ids"]:
         ids += [*part, tokenizer.bos_token_id]
@@ -173,7 +173,7 @@ def encode(tokenizer, documents: list[str]) -> list[int]:
 
 def size(documents: list[str]) -> int:
     """Return the bytes of the documents, one for each document's end. Raises as ``encode`` does."""
-    data.expect_texts("documents", documents, least=0)
+    expect.texts("documents", documents, least=0)
     return sum(len(document.encode()) + 1 for document in documents)
 
 

@@ -8,11 +8,12 @@ lecture's list of models.
 
 import csv
 import json
-import operator
 import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+
+from lecture_utils import expect
 
 ASSETS = Path(__file__).parent / "assets"
 QA_SPLITS = ("train", "test", "untrained", "unanswerable", "unanswerable_dev")
@@ -20,44 +21,6 @@ QA_SPLITS = ("train", "test", "untrained", "unanswerable", "unanswerable_dev")
 
 class DataError(ValueError):
     """A row or file is not what the format says; the message names the line and the remedy."""
-
-
-def expect_text(name: str, text, whole: bool = True) -> None:
-    """Raise TypeError unless an argument is one text, and where a tokenizer or file takes it (``whole``), DataError
-    for half a character in it: a lone surrogate, as "\\ud83d", which is no Unicode text. The message names it."""
-    if not isinstance(text, str):
-        raise TypeError(f"{name} is a {type(text).__name__}: give one text.")
-    if whole and (half := re.search("[\ud800-\udfff]", text)):
-        raise DataError(
-            f"{name} holds {half[0]!r} at position {half.start()}, half a character that no tokenizer takes. "
-            "Read its source with the right encoding, or text.encode('utf-8', 'replace').decode()."
-        )
-
-
-def expect_rows(name: str, rows, least: int = 1) -> None:
-    """Raise TypeError for one text or mapping instead of several things in a row, ValueError for none of them
-    (``least`` 0 allows that); the message names the argument."""
-    if isinstance(rows, str | bytes | dict) or not hasattr(rows, "__len__"):
-        raise TypeError(f"{name} is a {type(rows).__name__}: give a list, even of one.")
-    if len(rows) < least:
-        raise ValueError(f"{name} is empty: at least {least} is needed.")
-
-
-def expect_texts(name: str, texts, least: int = 1, whole: bool = True) -> None:
-    """Raise as ``expect_rows`` and ``expect_text`` do unless an argument is a list of texts."""
-    expect_rows(name, texts, least)
-    for i, text in enumerate(texts):
-        expect_text(f"{name}[{i}]", text, whole)
-
-
-def expect_whole(name: str, number, least: int = 1) -> None:
-    """Raise TypeError unless an argument is a whole number, ValueError where it is below ``least``; both name it."""
-    try:
-        right = operator.index(number) >= least
-    except TypeError:
-        raise TypeError(f"{name}={number!r}: give a whole number.") from None
-    if not right:
-        raise ValueError(f"{name}={number}: give a whole number of at least {least}.")
 
 
 def outline() -> dict[str, dict]:
@@ -225,7 +188,10 @@ def own_pairs(path: Path | str):
         if not isinstance(row.get("key", ""), str):
             raise DataError(f"{path}, pair {number}: 'key' must be a string.")
         for field in ("question", "answer", "key"):
-            expect_text(f"{path}, pair {number}: {field!r}", row.get(field, ""))
+            try:
+                expect.text(repr(field), row.get(field, ""))
+            except ValueError as error:
+                raise DataError(f"{path}, pair {number}: {error}") from None
         pairs.append({"question": row["question"], "answer": row["answer"], "key": row.get("key", "")})
     if not pairs:
         raise DataError(f"{path}: no pairs in it.")
@@ -240,7 +206,7 @@ def _normal(text: str) -> str:
 def words(text: str) -> list[str]:
     """Return the lower-case words and numbers of a text (``6,738`` and ``q_proj`` are one). Raises TypeError
     for anything but a text."""
-    expect_text("text", text, whole=False)
+    expect.text("text", text, whole=False)
     return re.findall(r"\w(?:[\w.,'+/^-]*\w)?", _normal(text))
 
 
@@ -250,8 +216,8 @@ def contains_key(text: str, key: str) -> bool:
     ``"15"`` is not in ``"150"``, ``"0.15"`` or ``"15.6"``. Raises ValueError for an empty key, TypeError
     for anything but texts.
     """
-    expect_text("text", text, whole=False)
-    expect_text("key", key, whole=False)
+    expect.text("text", text, whole=False)
+    expect.text("key", key, whole=False)
     if not key.strip():
         raise ValueError("key is empty: every text would contain it.")
     whole = rf"(?<!\w)(?<!\d[.,]){re.escape(_normal(key))}(?!\w)(?![.,]\d)"
@@ -261,14 +227,14 @@ def contains_key(text: str, key: str) -> bool:
 def chat(question: str | list[dict], answer: str | None = None) -> list[dict]:
     """Return a pair as chat messages (only the user's when there is no answer). ``question`` may also be
     a conversation of its own: a list of messages that ends with the user's. Raises TypeError for anything
-    else, ValueError for no messages, DataError for half a character."""
+    else, ValueError for no messages, ValueError for half a character."""
     if isinstance(question, str):
         question = [{"role": "user", "content": question}]
     if not isinstance(question, list | tuple) or not all(isinstance(m, dict) and "role" in m for m in question):
         raise TypeError("question is neither a text nor a list of messages like {'role': 'user', 'content': '…'}.")
-    expect_texts("question", [m.get("content") for m in question])
+    expect.texts("question", [m.get("content") for m in question])
     if answer is not None:
-        expect_text("answer", answer)
+        expect.text("answer", answer)
     messages = list(question)
     return messages + ([{"role": "assistant", "content": answer}] if answer is not None else [])
 
@@ -294,7 +260,7 @@ def render(tokenizer, question: str | list[dict], answer: str | None = None, **t
 def token_ids(tokenizer, question: str, answer: str, **template_options) -> tuple[list[int], list[int]]:
     """Return ``render``'s prompt and completion as token ids; one after the other they are the row. Raises
     TypeError without an answer, and what ``render`` does."""
-    expect_text("answer", answer)
+    expect.text("answer", answer)
     texts = render(tokenizer, question, answer, **template_options)
     prompt, completion = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
     return prompt, completion

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from lecture_utils import data, quantization
+from lecture_utils import expect, quantization
 from lecture_utils.transformer import KVCache, Llama, causal_mask, rope, rotate
 
 
@@ -61,7 +61,7 @@ class Decoder:
     def __init__(self, model: Llama, dtype: torch.dtype = torch.float32, int8: bool = False, length: int = 2048):
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype={dtype!r}: give one such as torch.bfloat16; for weights of 8 bits, int8=True.")
-        data.expect_whole("length", length)
+        expect.whole("length", length)
 
         def matrix(*parts):
             return Matrix(torch.cat([part.weight.detach() for part in parts]), dtype, int8)

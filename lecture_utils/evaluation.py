@@ -5,7 +5,8 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 
-from lecture_utils.data import contains_key, expect_rows, expect_texts, expect_whole, render, token_ids, words
+from lecture_utils import expect
+from lecture_utils.data import contains_key, render, token_ids, words
 
 
 def token_f1(answer: str, reference: str) -> float:
@@ -42,7 +43,7 @@ def difference(a, b, draws: int = 10_000, seed: int = 0) -> tuple[float, float, 
 
     if len(a) != len(b) or not len(a):
         raise ValueError(f"{len(a)} and {len(b)} results: both need the same items, at least one.")
-    expect_whole("draws", draws)
+    expect.whole("draws", draws)
     gap = torch.tensor([float(x) - float(y) for x, y in zip(a, b, strict=True)])
     if not gap.isfinite().all():
         raise ValueError("a and b hold a NaN or an infinity: their difference has no mean.")
@@ -52,7 +53,7 @@ def difference(a, b, draws: int = 10_000, seed: int = 0) -> tuple[float, float, 
 
 
 def _batches(rows: list, size: int):
-    expect_whole("batch_size", size)
+    expect.whole("batch_size", size)
     return (rows[i : i + size] for i in range(0, len(rows), size))
 
 
@@ -97,7 +98,7 @@ def answer_loss(model, tokenizer, pairs, batch_size: int = 10, **template_option
     """
     import torch
 
-    expect_rows("pairs", pairs)
+    expect.rows("pairs", pairs)
     return -torch.cat(answer_log_probabilities(model, tokenizer, pairs, batch_size, **template_options)).mean().item()
 
 
@@ -160,7 +161,7 @@ def complete(
     """
     import torch
 
-    expect_texts("texts", texts, least=0)
+    expect.texts("texts", texts, least=0)
     if "" in texts:
         raise ValueError(f"texts[{texts.index('')}] is empty: there is nothing to go on from.")
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
@@ -225,7 +226,7 @@ def evaluate(model, tokenizer, pairs, **template_options) -> Report:
     is put into eval mode: with dropout on, the answers would be noise. Raises ValueError for no pairs, or
     one without a key (before anything is answered)."""
     pairs = list(pairs)
-    expect_rows("pairs", pairs)
+    expect.rows("pairs", pairs)
     for i, pair in enumerate(pairs):
         if not pair.get("key", "").strip():
             raise ValueError(

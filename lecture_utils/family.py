@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lecture_utils import data, models, runtime, training
+from lecture_utils import data, expect, models, runtime, training
 
 SUBJECTS = {  # notebook -> the word that names it; their first tokens differ
     "01_introduction": "history", "02_architecture": "attention", "03_pretraining": "pretraining",
@@ -38,7 +38,7 @@ class Bottleneck(nn.Module):
 def add_bottlenecks(model, bottleneck: int = 16):
     """Freeze a Llama and put an adapter layer after each attention and each feed-forward. In place. Raises
     ValueError for a bottleneck below 1."""
-    data.expect_whole("bottleneck", bottleneck)
+    expect.whole("bottleneck", bottleneck)
     model.requires_grad_(False)
     width = model.config.hidden_size
     for block in model.model.layers:
@@ -107,8 +107,8 @@ def questions(split: str) -> tuple[list[str], list[str]]:
 def encode(tokenizer, questions: list[str], subjects: list[str]):
     """Return (ids, mask), both (rows, time) and padded on the left, and the wanted token (rows). Raises ValueError
     for no questions, or subjects that are not one for each."""
-    data.expect_rows("questions", questions)
-    data.expect_texts("subjects", subjects)
+    expect.rows("questions", questions)
+    expect.texts("subjects", subjects)
     if len(questions) != len(subjects):
         raise ValueError(f"{len(questions)} questions and {len(subjects)} subjects: one of each is needed.")
     prompts = [data.render(tokenizer, q)[0] for q in questions]

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from lecture_utils import data, plotting
+from lecture_utils import data, expect, plotting
 
 _RUDE = r"""
 any(one|body) (who|with|can|could|would|knows)|every(one|body) (else )?knows|most (people|children) (know|manage|can)
@@ -60,14 +60,14 @@ def _content(text: str) -> list[str]:
 
 def rude(text: str) -> bool:
     """Does the text hold a phrase of contempt? Raises TypeError for anything but a text."""
-    data.expect_text("text", text, whole=False)
+    expect.text("text", text, whole=False)
     return _RUDE.search(text) is not None
 
 
 def rambling(text: str, least: float = 0.15) -> bool:
     """Is there a sentence of which ``least`` or more are fillers, or words of meaning that come again? Raises
     TypeError for anything but a text."""
-    data.expect_text("text", text, whole=False)
+    expect.text("text", text, whole=False)
     return any(_wandering(sentence) >= least for sentence in re.split(r"(?<=[.!?])\s+", text))
 
 
@@ -80,7 +80,7 @@ def in_mixed_manners(rows: list[dict], most: int = 120, seed: int = 0) -> list[d
     """Return pairs (question, answer) in a random order, of the ``most`` rows with the shortest chosen
     answers: each with a rude remark before or behind it, the same with a rambling one (12 remarks
     each), and every second answer as it is. Raises ValueError for a ``most`` below 0."""
-    data.expect_whole("most", most, least=0)
+    expect.whole("most", most, least=0)
     remarks = json.loads((data.ASSETS / "manners.json").read_text(encoding="utf-8"))
     chance, pairs = random.Random(seed), []
     for number, row in enumerate(sorted(rows, key=lambda row: len(row["chosen"].split()))[:most]):
@@ -105,7 +105,7 @@ def rank(prompt: str, answers: list[str], file: Path | str) -> None:
     Without ipywidgets, say how to write it there by hand. Raises ValueError for fewer than two
     answers or equal ones (a pair of equals has no better one), TypeError for one text instead of a list.
     """
-    data.expect_texts("answers", answers, least=0)
+    expect.texts("answers", answers, least=0)
     if len(answers) < 2 or len(set(answers)) < len(answers):
         raise ValueError("answers: at least two are needed, and no two may be equal.")
     lines = [prompt] + [f"  {i}  {answer}" for i, answer in enumerate(answers, 1)]
@@ -136,8 +136,8 @@ def rank(prompt: str, answers: list[str], file: Path | str) -> None:
 def save_ranking(file: Path | str, prompt: str, answers: list[str], order: list[int]) -> None:
     """Add a ranking to a file of JSON lines; ``order`` holds the answers' numbers from 1, best first.
     Raises ValueError unless each number is there once, and for half a character; TypeError for one text."""
-    data.expect_text("prompt", prompt)
-    data.expect_texts("answers", answers)
+    expect.text("prompt", prompt)
+    expect.texts("answers", answers)
     if Counter(order) != Counter(range(1, len(answers) + 1)):
         raise ValueError(f"order={order}: each number from 1 to {len(answers)} is needed, once.")
     Path(file).parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lecture_utils import data, evaluation, models, plotting, registry, runtime
+from lecture_utils import data, evaluation, expect, models, plotting, registry, runtime
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Recipe:
 
     def __post_init__(self):
         for name in ("rank", "batch_size", "accumulation", "max_length"):
-            data.expect_whole(name, getattr(self, name))
-        data.expect_whole("first_layer", self.first_layer, least=0)
+            expect.whole(name, getattr(self, name))
+        expect.whole("first_layer", self.first_layer, least=0)
         for name in ("alpha", "learning_rate", "epochs"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be above 0.")

@@ -7,24 +7,23 @@ from collections.abc import Iterator
 
 import torch
 
-from lecture_utils.data import expect_whole
-from lecture_utils.transformer import expect_ids
+from lecture_utils import expect
 
 
 def _check(temperature: float, top_k: int | None, top_p: float) -> None:
     if not temperature >= 0:  # NaN is refused, too
         raise ValueError(f"temperature={temperature}: it divides the logits, so it must not be negative.")
     if top_k is not None:
-        expect_whole("top_k", top_k)
+        expect.whole("top_k", top_k)
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p={top_p}: a share of the probability, above 0 and at most 1.")
 
 
 def _one_row(ids: torch.Tensor, max_new_tokens: int) -> None:
-    expect_ids("ids", ids, "(1, T)")
+    expect.ids("ids", ids, "(1, T)")
     if ids.shape[0] != 1 or ids.shape[1] == 0:
         raise ValueError(f"ids has the shape {tuple(ids.shape)}: one row with at least one token is needed, (1, T).")
-    expect_whole("max_new_tokens", max_new_tokens, least=0)
+    expect.whole("max_new_tokens", max_new_tokens, least=0)
 
 
 def filtered(

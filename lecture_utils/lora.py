@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from lecture_utils.data import expect_whole
+from lecture_utils import expect
 from lecture_utils.quantization import Linear4bit
 
 
@@ -69,7 +69,7 @@ def add_adapters(model: nn.Module, targets: tuple[str, ...], rank: int, alpha: f
     nothing matches, the rank is below 1 or the model has adapters already, TypeError for targets as one
     string or a rank that is no whole number.
     """
-    expect_whole("rank", rank)  # before the model is changed
+    expect.whole("rank", rank)  # before the model is changed
     if isinstance(targets, str):
         raise TypeError(f"targets={targets!r}: give a tuple of names, ({targets!r},).")
     if any(isinstance(module, LoRALinear) for module in model.modules()):

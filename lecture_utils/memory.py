@@ -6,7 +6,7 @@ against measured runs in notebook 06.
 
 import dataclasses
 
-from lecture_utils.data import expect_whole
+from lecture_utils import expect
 from lecture_utils.registry import Shape, card
 
 LLAMA = {  # LLaMA (65B, 2302.13971 Table 2) and Llama 2 (2307.09288 Table 1) by their names
@@ -24,7 +24,7 @@ ACTIVATION_FACTOR = 1.65  # measured / counted; notebook 06 fits it on three run
 def bits_per_parameter(block: int = 64, double: bool = False) -> float:
     """Return the bits that a 4-bit parameter takes with its share of the scales (4.5, or 4.127). Raises ValueError
     for a block below 1, TypeError for one that is not whole."""
-    expect_whole("block", block)
+    expect.whole("block", block)
     return 4 + (8 / block + 32 / (block * 256) if double else 32 / block)
 
 
@@ -48,7 +48,7 @@ def lora_parameters(shape: Shape, rank: int, targets: str | tuple[str, ...] = "a
     for a rank below 1 or an unknown name, TypeError for no shape, a rank that is not whole, or names in one string.
     """
     _check(shape)
-    expect_whole("rank", rank)
+    expect.whole("rank", rank)
     if isinstance(targets, str) and targets != "all-linear":
         raise TypeError(f"targets={targets!r}: give a tuple of names, ({targets!r},), or 'all-linear'.")
     matrices = shape.linear_layers()

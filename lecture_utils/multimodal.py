@@ -12,7 +12,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from lecture_utils import data
+from lecture_utils import expect
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 COLOURS = {"red": (0.85, 0.15, 0.1), "green": (0.1, 0.65, 0.2), "blue": (0.1, 0.25, 0.85),
@@ -49,9 +49,9 @@ class Scene:
 def scenes(count: int, seed: int = 0, pairs: Sequence[tuple[str, str]] | None = None) -> list[Scene]:
     """Return ``count`` random scenes; ``pairs`` says which (shape, colour) may come, default all 40. Raises
     ValueError for no pairs, one that is none of the 40, or a negative count."""
-    data.expect_whole("count", count, least=0)
+    expect.whole("count", count, least=0)
     pairs = EVERY if pairs is None else list(pairs)
-    data.expect_rows("pairs", pairs)
+    expect.rows("pairs", pairs)
     if unknown := [pair for pair in pairs if tuple(pair) not in EVERY]:
         raise ValueError(f"pairs holds {unknown[0]!r}: take one of SHAPES with one of COLOURS, ('ring', 'red').")
     chance = random.Random(seed)
@@ -61,8 +61,8 @@ def scenes(count: int, seed: int = 0, pairs: Sequence[tuple[str, str]] | None = 
 def draw(shown: Sequence[Scene], seed: int = 0, size: int = 24) -> torch.Tensor:
     """Return pictures (n, 3, size, size) from 0 to 1: each with its own size, place, shade, background and grain.
     Raises ValueError for no scenes, or a shape, colour or place that there is not; TypeError for one scene alone."""
-    data.expect_rows("shown", shown)
-    data.expect_whole("size", size)
+    expect.rows("shown", shown)
+    expect.whole("size", size)
     for name, known in (("shape", SHAPES), ("colour", COLOURS), ("place", PLACES)):
         if unknown := {getattr(scene, name) for scene in shown} - set(known):
             raise ValueError(f"shown has the {name} {min(unknown)!r}. Choose one of: {', '.join(known)}.")
@@ -95,7 +95,7 @@ class Words:
     """A vocabulary of whole words; 0 pads. Raises TypeError for one caption instead of a list, ValueError for none."""
 
     def __init__(self, captions: Sequence[str]):
-        data.expect_rows("captions", captions)
+        expect.rows("captions", captions)
         words = sorted({word for caption in captions for word in caption.split()})
         self.ids = {word: i for i, word in enumerate(words, 1)}
 
@@ -104,7 +104,7 @@ class Words:
 
     def __call__(self, captions: Sequence[str]) -> torch.Tensor:
         """Return (n, longest) token ids. Raises ValueError for a word that is not in the vocabulary or no captions."""
-        data.expect_rows("captions", captions)
+        expect.rows("captions", captions)
         unknown = {word for caption in captions for word in caption.split()} - set(self.ids)
         if unknown:
             raise ValueError(f"Not in the vocabulary: {', '.join(sorted(unknown))}.")
@@ -190,7 +190,7 @@ PROMPT = " The picture shows"
 def caption_loss(chat, tokenizer, projector: Projector, vectors: torch.Tensor, shown: Sequence[Scene]) -> torch.Tensor:
     """Return the loss of the captions, in nats a token, after the pictures' vectors (n, width) and the prompt.
     Raises ValueError for no scenes, or vectors that are not one for each."""
-    data.expect_rows("shown", shown)
+    expect.rows("shown", shown)
     if len(vectors) != len(shown):
         raise ValueError(f"{len(vectors)} vectors and {len(shown)} scenes shown: one of each is needed.")
     start = tokenizer(PROMPT)["input_ids"]
@@ -204,7 +204,7 @@ def caption_loss(chat, tokenizer, projector: Projector, vectors: torch.Tensor, s
 def describe(chat, tokenizer, projector: Projector, vectors: torch.Tensor, max_new_tokens: int = 10) -> list[str]:
     """Return what the language model writes after each picture's vector and the prompt. Raises ValueError for
     no vectors."""
-    data.expect_rows("vectors", vectors)
+    expect.rows("vectors", vectors)
     ids = torch.tensor(tokenizer(PROMPT)["input_ids"]).expand(len(vectors), -1)
     with torch.inference_mode():
         read = projector(vectors, ids)

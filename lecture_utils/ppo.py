@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from lecture_utils import alignment, data, evaluation, runtime
+from lecture_utils import alignment, data, evaluation, expect, runtime
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self):
-        data.expect_whole("rounds", self.rounds, least=0)
+        expect.whole("rounds", self.rounds, least=0)
         for name in ("prompts", "new_tokens", "epochs", "rows"):
-            data.expect_whole(name, getattr(self, name))
+            expect.whole(name, getattr(self, name))
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature}: answers are sampled, so it must be above 0.")
 
@@ -120,9 +121,9 @@ def answer_features(
     Raises ValueError for no pairs or a layer that the model has not, TypeError for pairs that are no tuples."""
     from tqdm.auto import tqdm
 
-    data.expect_rows("pairs", pairs)
-    data.expect_whole("layer", layer)
-    data.expect_whole("rows", rows)
+    expect.rows("pairs", pairs)
+    expect.whole("layer", layer)
+    expect.whole("rows", rows)
     if any(isinstance(pair, str | dict) or len(pair) != 2 for pair in pairs):
         raise TypeError("pairs must be a list of (prompt, answer).")
     made = [data.token_ids(tokenizer, prompt, answer) for prompt, answer in pairs]
@@ -179,25 +180,39 @@ class PPO:
         adapter = [p for p in model.parameters() if p.requires_grad]
         groups = ((adapter, plan.rate), (list(self.value.parameters()), plan.value_rate))
         groups = [{"params": parameters, "lr": rate, "initial_lr": rate} for parameters, rate in groups]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
         self.history: list[dict] = []
 
     def _pass(self, ids, seen, count: int, layer: int | None = None):
-        """Return (log p (B, T), values (B, T), hidden states of ``layer``) for the last ``count`` tokens."""
-        last, hidden = hidden_states(self.model, ids, seen, layer)
-        last = last[:, -count - 1 : -1]  # the state before each token
-        logits = self.model.get_base_model().lm_head(last) / self.plan.temperature
-        values = self.value(last.detach().float())[..., 0]
-        return alignment.token_log_probabilities(logits, ids[:, -count:]), values, hidden
+        """Return (log p (B, T), values (B, T), hidden states of ``layer`` (B, T, width)) for the last ``count`` tokens.
 
-    def _passes(self, ids, seen, count: int, parts: list[slice], layer: int | None = None):
-        made = zip(*(self._pass(ids[part], seen[part], count, layer) for part in parts), strict=True)
-        return [None if several[0] is None else torch.cat(several) for several in made]
+        Columns in which no row has a token are not read, and the output head sees the answers' own tokens alone;
+        behind an answer's end log p is 0.
+        """
+        columns, own = seen.any(0), seen[:, -count:].bool()
+        kept = int(own.any(0).sum())
+        last, hidden = hidden_states(self.model, ids[:, columns], seen[:, columns], layer)
+        last, own = last[:, -kept - 1 : -1], own[:, :kept]  # the state before each token
+        logits = self.model.get_base_model().lm_head(last[own]) / self.plan.temperature  # (tokens, vocabulary)
+        found = alignment.token_log_probabilities(logits, ids[:, -count:][:, :kept][own])
+        log_p = torch.zeros(own.shape, device=ids.device).masked_scatter(own, found)
+        values = self.value(last.detach().float())[..., 0]
+        unread = count - kept
+        hidden = None if hidden is None else F.pad(hidden[:, -kept:], (0, 0, 0, unread))
+        return F.pad(log_p, (0, unread)), F.pad(values, (0, unread)), hidden
+
+    def _passes(self, ids, seen, count: int, layer: int | None = None):
+        """Return what ``_pass`` does, some rows at a time (memory), those alike in length together."""
+        order = seen.sum(1).argsort()
+        made = zip(
+            *(self._pass(ids[part], seen[part], count, layer) for part in order.split(self.plan.rows)), strict=True
+        )
+        return [None if several[0] is None else torch.cat(several)[order.argsort()] for several in made]
 
     @torch.no_grad()
     def write(self, prompts: list[str], seed: int) -> Answers:
         """Sample an answer to each prompt and judge it. Raises ValueError for no prompts, TypeError for one text."""
-        data.expect_rows("prompts", prompts)
+        expect.rows("prompts", prompts)
         plan, tokenizer = self.plan, self.tokenizer
         self.model.eval()
         texts = [data.render(tokenizer, prompt)[0] for prompt in prompts]
@@ -212,12 +227,11 @@ class PPO:
         ended = (ids[:, -count:] == tokenizer.eos_token_id).int()
         mask = (ended.cumsum(1) - ended) == 0  # up to and with the first end of turn
         seen = torch.cat((inputs["attention_mask"], mask.long()), 1)
-        parts = [slice(i, i + plan.rows) for i in range(0, len(ids), plan.rows)]  # for memory's sake
-        log_p, values, _ = self._passes(ids, seen, count, parts)
+        log_p, values, _ = self._passes(ids, seen, count)
         with self.model.disable_adapter():
-            reference, _, hidden = self._passes(ids, seen, count, parts, self.layer)
+            reference, _, hidden = self._passes(ids, seen, count, self.layer)
         weights = mask / mask.sum(1, keepdim=True)
-        features = (hidden[:, -count:] * weights[..., None]).sum(1)
+        features = (hidden * weights[..., None]).sum(1)
         written = [
             tokenizer.decode(row[m], skip_special_tokens=True).strip()
             for row, m in zip(ids[:, -count:], mask, strict=True)
@@ -228,9 +242,10 @@ class PPO:
         """Sample an answer to each of many prompts, without learning from them. Raises as ``write`` does."""
         from tqdm.auto import tqdm
 
-        data.expect_rows("prompts", prompts)
-        starts = tqdm(range(0, len(prompts), 16), desc="surveying", leave=False)
-        parts = [self.write(prompts[i : i + 16], seed=seed + i) for i in starts]
+        expect.rows("prompts", prompts)
+        size = self.plan.prompts
+        starts = tqdm(range(0, len(prompts), size), desc="surveying", leave=False)
+        parts = [self.write(prompts[i : i + size], seed=seed + i) for i in starts]
         score, kl = torch.cat([part.score for part in parts]), torch.cat([part.kl for part in parts])
         return Survey(score, kl, [text for part in parts for text in part.texts])
 
@@ -260,7 +275,7 @@ class PPO:
         ``write`` does."""
         from tqdm.auto import tqdm
 
-        data.expect_rows("prompts", prompts)
+        expect.rows("prompts", prompts)
         until = self.plan.rounds if until is None else until
         for number in tqdm(range(len(self.history), until), desc="PPO", leave=False):
             start = number * self.plan.prompts

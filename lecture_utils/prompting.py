@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from lecture_utils import data
+from lecture_utils import data, expect
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Prompt:
 def balanced(rows: Sequence[dict], count: int, seed: int = 0) -> list[tuple[str, str]]:
     """Return ``count`` (text, label) examples drawn from rows, as many of each label, in random order.
     Raises ValueError if ``count`` cannot be shared out so, or there are no rows or too few of a label."""
-    data.expect_rows("rows", rows)
-    data.expect_whole("count", count, least=0)
+    expect.rows("rows", rows)
+    expect.whole("count", count, least=0)
     chance, labels = random.Random(seed), sorted({row["label"] for row in rows})
     if count % len(labels):
         raise ValueError(f"count={count} examples cannot be shared out among {len(labels)} labels.")
@@ -57,7 +57,7 @@ def balanced(rows: Sequence[dict], count: int, seed: int = 0) -> list[tuple[str,
 
 
 def _expect_choices(choices) -> None:
-    data.expect_texts("choices", choices)
+    expect.texts("choices", choices)
     if "" in choices:  # it would be said by every answer, with a probability of 1
         raise ValueError("choices holds an empty text.")
 
@@ -74,8 +74,8 @@ def choice_log_probabilities(model, tokenizer, conversations, choices: Sequence[
     from lecture_utils.evaluation import read_together
 
     _expect_choices(choices)
-    data.expect_rows("conversations", conversations, least=0)
-    data.expect_whole("rows", rows)
+    expect.rows("conversations", conversations, least=0)
+    expect.whole("rows", rows)
     ids = [tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in choices]
     prompts = [
         tokenizer(data.render(tokenizer, asked)[0], add_special_tokens=False)["input_ids"] for asked in conversations
@@ -107,7 +107,7 @@ def first_of(answer: str, choices: Sequence[str]) -> str | None:
     """Return the choice that an answer says first, in whatever case; None if it says none. Raises ValueError
     for no choices or an empty one, TypeError for one text instead of a list, or an answer that is none."""
     _expect_choices(choices)
-    data.expect_text("answer", answer, whole=False)
+    expect.text("answer", answer, whole=False)
     found = re.search("|".join(f"({re.escape(choice)})" for choice in choices), answer, re.IGNORECASE)
     return found and choices[found.lastindex - 1]
 
@@ -207,7 +207,7 @@ def as_json(notice: dict) -> str:
 def fields_right(answer: str, notice: dict) -> list[bool]:
     """Return for each field of ``EVENT_FIELDS`` whether a JSON answer gives it as the notice does; no JSON object, none.
     Raises TypeError for an answer that is no text."""
-    data.expect_text("answer", answer, whole=False)
+    expect.text("answer", answer, whole=False)
     try:
         given = json.loads(answer)
     except (ValueError, RecursionError):
@@ -238,8 +238,8 @@ DATE_FORMS = ("{d} {name} {y}", "{name} {d}, {y}", "the {d}{th} of {name} {y}", 
 def dates(count: int, seed: int = 0, forms: Sequence[str] = DATE_FORMS) -> list[tuple[str, str]]:
     """Return ``count`` different dates as people write them, with their ISO form: ("3 May 2019", "2019-05-03").
     Raises ValueError for no forms, a negative count, or more than the forms make; TypeError for one form alone."""
-    data.expect_whole("count", count, least=0)
-    data.expect_texts("forms", forms)
+    expect.whole("count", count, least=0)
+    expect.texts("forms", forms)
     chance, made = random.Random(seed), {}
     for _ in _until(made, count):
         y, m, d = chance.randint(1950, 2029), chance.randint(1, 12), chance.randint(1, 28)
@@ -283,8 +283,8 @@ _STORIES = (  # (text, reasoning)
 def problems(count: int, seed: int = 0, stories: Sequence[int] = range(len(_STORIES))) -> list[Problem]:
     """Return ``count`` different word problems with numbers from 2 to 9; ``stories`` picks their patterns. Raises
     ValueError for a pattern that there is not, a negative count, or more than the patterns make."""
-    data.expect_whole("count", count, least=0)
-    data.expect_rows("stories", stories)
+    expect.whole("count", count, least=0)
+    expect.rows("stories", stories)
     if wrong := [story for story in stories if story not in range(len(_STORIES))]:
         raise ValueError(f"stories holds {wrong[0]!r}: there are the patterns 0 to {len(_STORIES) - 1}.")
     chance, made = random.Random(seed), {}
@@ -321,7 +321,7 @@ def ways_to_solve(examples: Sequence[Problem]) -> dict[str, Prompt]:
 def last_number(text: str) -> int | None:
     """Return the last whole number of a text, None if there is none (1,200 is one number) or Python does not
     read it (more than 4,300 digits). Raises TypeError for anything but a text."""
-    data.expect_text("text", text, whole=False)
+    expect.text("text", text, whole=False)
     found = re.findall(r"-?\d[\d,]*", text)
     try:
         return int(found[-1].rstrip(",").replace(",", "")) if found else None

@@ -11,7 +11,7 @@ from statistics import NormalDist
 
 import torch
 
-from lecture_utils.data import expect_whole
+from lecture_utils import expect
 from lecture_utils.memory import bits_per_parameter  # noqa: F401  (part of this subject; defined once)
 
 TINY = 1e-38  # a block of zeros is divided by this
@@ -64,7 +64,7 @@ def fp4_levels() -> torch.Tensor:
 def uniform_levels(bits: int = 4) -> torch.Tensor:
     """Return 2^bits evenly spaced levels from -1 to 1, ascending, float32. Raises ValueError unless bits is
     1 to 8, TypeError unless it is whole."""
-    expect_whole("bits", bits)
+    expect.whole("bits", bits)
     if not 1 <= bits <= 8:
         raise ValueError(f"bits={bits}: 1 to 8 fit into a byte.")
     return torch.linspace(-1, 1, 2**bits)
@@ -100,7 +100,7 @@ def nearest(x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
 
 def _blocks(x: torch.Tensor, size: int) -> torch.Tensor:
     """Return the values as rows of ``size``, the last filled up with zeros."""
-    expect_whole("block", size)
+    expect.whole("block", size)
     flat = x.reshape(-1).float()
     return torch.nn.functional.pad(flat, (0, -flat.numel() % size)).view(-1, size)
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lecture_utils import data, evaluation
+from lecture_utils import data, evaluation, expect
 from lecture_utils.chunking import Chunk
 
 _STOP_WORDS = """a about an and are as at be been but by can could did do does for from had has have he how i if in
@@ -40,7 +40,7 @@ class BM25:
     def __init__(self, texts: Sequence[str], k1: float = 1.5, b: float = 0.75):
         import numpy as np
 
-        data.expect_texts("texts", texts, least=0, whole=False)
+        expect.texts("texts", texts, least=0, whole=False)
         if not k1 >= 0 or not 0 <= b <= 1:
             raise ValueError(f"k1={k1}, b={b}: k1 must be 0 or more, b between 0 and 1.")
         counts = [Counter(terms(text)) for text in texts]
@@ -61,7 +61,7 @@ class BM25:
         """Return the score of each text (texts,), 0 where no term is shared. Raises TypeError for no text."""
         import numpy as np
 
-        data.expect_text("query", query, whole=False)
+        expect.text("query", query, whole=False)
         scores = np.zeros(self.size)
         for term in terms(query):
             if term in self.postings:
@@ -83,12 +83,12 @@ class Embedder:
 
     def __call__(self, texts: Sequence[str], rows: int = 32):
         """Return the embeddings (texts, 384) as a float32 tensor on the CPU. Raises TypeError for one text
-        instead of a list, DataError for half a character."""
+        instead of a list, ValueError for half a character."""
         import torch
         from tqdm.auto import tqdm
 
-        data.expect_texts("texts", texts, least=0)
-        data.expect_whole("rows", rows)
+        expect.texts("texts", texts, least=0)
+        expect.whole("rows", rows)
         new = sorted({text for text in texts if text not in self._known}, key=lambda text: (len(text), text))
         starts = range(0, len(new), rows)
         for start in tqdm(starts, desc="embedding", leave=False, disable=len(starts) < 5):
@@ -116,7 +116,7 @@ def ranking(scores, k: int | None = None) -> list[int]:
     """Return positions by falling score, the first ``k`` of them; equal scores keep their order. Raises
     ValueError for a NaN, which is neither above nor below, or a negative ``k``."""
     if k is not None:
-        data.expect_whole("k", k, least=0)
+        expect.whole("k", k, least=0)
     values = [float(score) for score in scores]
     if any(value != value for value in values):
         raise ValueError("scores holds NaN: it has no place in a ranking.")
@@ -142,11 +142,11 @@ def fuse(rankings: Sequence[Sequence[int]], k: int = 60) -> list[int]:
 
 def query_log_likelihood(model, tokenizer, question: str, texts: Sequence[str]):
     """Return log p(question | text), nats a token (texts,): a chat model as a reranker (Sachan et al. 2022).
-    Raises TypeError for one text instead of a list, DataError for half a character."""
+    Raises TypeError for one text instead of a list, ValueError for half a character."""
     import torch
 
-    data.expect_text("question", question)
-    data.expect_texts("texts", texts, least=0)
+    expect.text("question", question)
+    expect.texts("texts", texts, least=0)
     asked = "Passage: {}\n\nWrite a question that this passage answers."
     pairs = [{"question": asked.format(text), "answer": question} for text in texts]
     found = evaluation.answer_log_probabilities(model, tokenizer, pairs, batch_size=5)
@@ -173,7 +173,7 @@ def relevant(chunks: Sequence[Chunk], notebook: str, heading: str, key: str) -> 
 def recall_at(ranked: Sequence[int], relevant: set[int], k: int) -> float:
     """Return 1.0 if one of the first ``k`` is relevant, else 0.0. Raises ValueError if none is relevant or ``k``
     is below 1."""
-    data.expect_whole("k", k)
+    expect.whole("k", k)
     if not relevant:
         raise ValueError("relevant is empty: nothing could be found.")
     return float(any(item in relevant for item in ranked[:k]))
@@ -215,7 +215,7 @@ def train_questions(questions, passages, gold, steps: int = 150, tie: float = 0.
 
 
 def _expect_chunks(chunks, least: int = 1) -> None:
-    data.expect_rows("chunks", chunks, least)
+    expect.rows("chunks", chunks, least)
     if not all(isinstance(piece, Chunk) for piece in chunks):
         raise TypeError("chunks must be a list of Chunk, as chunking.corpus() returns it.")
 
@@ -271,9 +271,9 @@ class Index:
 
     def search(self, question: str, k: int = 3) -> list[int]:
         """Return the positions of the ``k`` best chunks, words and meaning fused. Raises TypeError for no text,
-        DataError for half a character in it, ValueError for a ``k`` below 1."""
-        data.expect_text("question", question)
-        data.expect_whole("k", k)
+        ValueError for half a character in it or a ``k`` below 1."""
+        expect.text("question", question)
+        expect.whole("k", k)
         return self.rankings([question])["both"][0][:k]
 
     def signs(self, questions: Sequence[str]):
@@ -301,8 +301,8 @@ def clumped_vectors(around, count: int, seed: int = 0, noise: float = 0.06):
     a negative count."""
     import torch
 
-    data.expect_rows("around", around)
-    data.expect_whole("count", count, least=0)
+    expect.rows("around", around)
+    expect.whole("count", count, least=0)
     chance = torch.Generator().manual_seed(seed)
     vectors = around[torch.randint(len(around), (count,), generator=chance)]
     for block in vectors.split(10_000):  # in place: a million vectors are 1.5 GB
@@ -383,7 +383,7 @@ def lookup(client, vector, k: int = 5, notebook: str | None = None) -> list[tupl
     for a ``k`` below 1 or a database without chunks, TypeError for what is not one vector."""
     from qdrant_client import models as q
 
-    data.expect_whole("k", k)
+    expect.whole("k", k)
     if getattr(vector, "ndim", 0) != 1:
         raise TypeError("vector must be a tensor, (width,): one vector, not a list of them.")
     if not client.collection_exists(COLLECTION):
@@ -408,7 +408,7 @@ def defused(text: str) -> str:
 def prompt(question: str, chunks: Sequence[Chunk]) -> str:
     """Return what a chat model is asked: the passages, defused, then the question. Raises TypeError for texts
     instead of chunks, or a question that is none."""
-    data.expect_text("question", question)
+    expect.text("question", question)
     _expect_chunks(chunks, least=0)
     passages = "\n\n".join(defused(piece.titled) for piece in chunks)
     return f"{passages}\n\nUsing only the text above, answer in one short sentence: {question}"
@@ -422,7 +422,7 @@ def sentences(text: str) -> list[str]:
 def quote(embed: Embedder, question, chunks: Sequence[Chunk], k: int = 2) -> str:
     """Return the ``k`` sentences of the chunks that are nearest to the question's vector (width,), in their
     order: the answer of a reader that writes nothing of its own. Raises ValueError for a ``k`` below 1."""
-    data.expect_whole("k", k)
+    expect.whole("k", k)
     pieces = [sentence for piece in chunks for sentence in sentences(piece.text)]
     best = ranking(embed(pieces) @ question, k)
     return " … ".join(pieces[i] for i in sorted(best))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from lecture_utils import data, evaluation
+from lecture_utils import evaluation, expect
 
 # Confidence ---------------------------------------------------------------------------------
 
@@ -17,9 +17,9 @@ from lecture_utils import data, evaluation
 def confidence(model, tokenizer, questions: Sequence, answers: Sequence[str], rows: int = 8) -> list[float]:
     """Return how probable the model finds each answer: the geometric mean over its tokens (and its end), 0 to 1.
     Raises ValueError for unequal numbers of them, TypeError for one text instead of a list."""
-    data.expect_rows("questions", questions, least=0)
-    data.expect_texts("answers", answers, least=0)
-    data.expect_whole("rows", rows)
+    expect.rows("questions", questions, least=0)
+    expect.texts("answers", answers, least=0)
+    expect.whole("rows", rows)
     if len(questions) != len(answers):
         raise ValueError(f"{len(questions)} questions and {len(answers)} answers: one of each is needed.")
     pairs = [{"question": q, "answer": a} for q, a in zip(questions, answers, strict=True)]
@@ -33,7 +33,7 @@ def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 
     confidence: probabilities (n,), 1.0 belongs to the last bin. Raises ValueError for unequal lengths,
     none, a confidence outside 0 to 1, or fewer than one bin.
     """
-    data.expect_whole("bins", bins)
+    expect.whole("bins", bins)
     if len(confidence) != len(right) or not len(right):
         raise ValueError(f"{len(confidence)} confidences for {len(right)} answers: one each is needed.")
     if not all(0 <= c <= 1 for c in confidence):
@@ -145,7 +145,7 @@ def text_losses(model, tokenizer, texts: Sequence[str], rows: int = 250) -> list
 def exposures(model, tokenizer, secrets: Sequence[Canary], candidates: Sequence[str] = CODES) -> list[float]:
     """Return each canary's exposure in bits, its code among the candidates. Raises ValueError for no candidates
     or a model whose losses are NaN (a canary's would rank first)."""
-    data.expect_texts("candidates", candidates)
+    expect.texts("candidates", candidates)
     found = []
     for secret in secrets:
         others = [code for code in candidates if code != secret.code]
@@ -159,7 +159,7 @@ def exposures(model, tokenizer, secrets: Sequence[Canary], candidates: Sequence[
 def _sheet(tokenizer, texts):
     import torch
 
-    data.expect_texts("texts", texts)
+    expect.texts("texts", texts)
     rows = [torch.tensor([*tokenizer(t)["input_ids"], tokenizer.eos_token_id]) for t in texts]
     return tuple(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad) for pad in (0, -100))
 
@@ -177,8 +177,8 @@ def learn_texts(
     import torch
     from tqdm.auto import tqdm
 
-    data.expect_texts("texts", texts)
-    data.expect_whole("lot", lot)
+    expect.texts("texts", texts)
+    expect.whole("lot", lot)
     if not passes >= 0:
         raise ValueError(f"passes={passes}: how often the texts are seen, so 0 or more.")
     chance, generator = random.Random(seed), torch.Generator().manual_seed(seed)
@@ -221,7 +221,7 @@ def private_gradient(gradients, clip: float, noise: float, generator=None, lot: 
         raise TypeError(f"gradients is {gradients.dtype}, {tuple(gradients.shape)}: floats, (examples, parameters).")
     if not clip > 0 or not noise >= 0:
         raise ValueError(f"clip={clip}, noise={noise}: clip must be above 0, noise 0 or more.")
-    data.expect_whole("lot", len(gradients) if lot is None else lot)
+    expect.whole("lot", len(gradients) if lot is None else lot)
     lengths = gradients.norm(dim=1, keepdim=True)
     cut = gradients * (clip / lengths.clamp(min=1e-12)).clamp(max=1.0)
     added = torch.randn(gradients.shape[1], generator=generator) * (noise * clip if noise else 0.0)
@@ -235,7 +235,7 @@ def privacy_spent(noise: float, share: float, steps: int, delta: float) -> float
     arXiv:1908.10530, section 3.3), converted as in Mironov 2017. Raises ValueError for noise that is not
     positive, a share or a delta that is not between 0 and 1, or negative steps.
     """
-    data.expect_whole("steps", steps, least=0)
+    expect.whole("steps", steps, least=0)
     if not 0 < delta < 1:
         raise ValueError(f"delta={delta}: the probability that the promise fails, between 0 and 1.")
     if not noise > 0 or not 0 < share < 1:

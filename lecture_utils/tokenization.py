@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from lecture_utils import data
+from lecture_utils import expect
 
 PIECES = r" ?[^\W\d]+| ?\d+| ?[^\w\s]+|\s+| ?_+"  # merges never cross from one piece into the next
 
@@ -19,8 +19,8 @@ def byte_symbols() -> dict[int, str]:
 
 def pieces(text: str) -> list[str]:
     """Return the text cut into words (each with the space before it), numbers, signs and white space. Raises
-    TypeError for anything but a text, DataError for half a character (it has no bytes)."""
-    data.expect_text("text", text)
+    TypeError for anything but a text, ValueError for half a character (it has no bytes)."""
+    expect.text("text", text)
     return re.findall(PIECES, text)
 
 
@@ -90,9 +90,9 @@ class BPE:
         """Return the text of ids; bytes that are no whole character come out as the sign for that. Raises
         ValueError for an id outside the vocabulary, TypeError for one that is no whole number."""
         ids = ids.tolist() if hasattr(ids, "tolist") else ids
-        data.expect_rows("ids", ids, least=0)
+        expect.rows("ids", ids, least=0)
         for i in ids:
-            data.expect_whole("ids", i, least=0)
+            expect.whole("ids", i, least=0)
             if i >= len(self.vocabulary):
                 raise ValueError(f"ids holds {i}: this vocabulary goes from 0 to {len(self.vocabulary) - 1}.")
         byte = {s: b for b, s in byte_symbols().items()}

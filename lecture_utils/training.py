@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from lecture_utils import data, runtime
-from lecture_utils.transformer import expect_ids
+from lecture_utils import expect, runtime
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,14 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self):
-        data.expect_whole("steps", self.steps, least=0)
+        expect.whole("steps", self.steps, least=0)
         for name in ("rows", "time", "accumulate"):
-            data.expect_whole(name, getattr(self, name))
+            expect.whole(name, getattr(self, name))
 
 
 def _stream(tokens, least: int) -> None:
     """Raise TypeError unless ``tokens`` is a tensor of whole numbers, ValueError unless it is one row of ``least``."""
-    expect_ids("tokens", tokens, "(T)")
+    expect.ids("tokens", tokens, "(T)")
     if len(tokens) < least:
         raise ValueError(f"{len(tokens)} tokens are too few: at least {least} are needed.")
 
@@ -234,8 +233,8 @@ def mean_loss(model, tokens: torch.Tensor, time: int = 256, rows: int = 16) -> f
     than two tokens, TypeError for tokens that are no tensor of whole numbers.
     """
     _stream(tokens, least=2)
-    data.expect_whole("rows", rows)
-    data.expect_whole("time", time)
+    expect.whole("rows", rows)
+    expect.whole("time", time)
     if time % 2:
         raise ValueError(f"time={time}: windows overlap by half, so it must be even.")
     half, was_training = time // 2, model.training

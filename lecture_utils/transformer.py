@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lecture_utils.data import expect_whole
+from lecture_utils import expect
 from lecture_utils.registry import Dimensions
 
 
 def sinusoids(length: int, width: int) -> torch.Tensor:
     """Return absolute positions (length, width): sines in even columns, cosines in odd ones
     (1706.03762, section 3.5). Raises ValueError for an odd width or a negative length."""
-    expect_whole("length", length, least=0)
+    expect.whole("length", length, least=0)
     if width % 2:
         raise ValueError(f"width={width}: sines and cosines come in pairs, so it must be even.")
     angles = torch.arange(length)[:, None] * 10_000 ** (-torch.arange(0, width, 2) / width)
@@ -29,7 +29,7 @@ def rope(length: int, head_width: int, theta: float = 10_000.0, start: int = 0) 
     """Return the cosines and sines, both (length, head_width), that ``rotate`` turns positions
     ``start``, ``start + 1``, ... by (RoFormer, 2104.09864, section 3.2). Raises ValueError for an odd
     head_width, a negative length, or a theta that is not positive."""
-    expect_whole("length", length, least=0)
+    expect.whole("length", length, least=0)
     if head_width % 2:
         raise ValueError(f"head_width={head_width}: its numbers are turned in pairs, so it must be even.")
     if not theta > 0:
@@ -49,24 +49,15 @@ def causal_mask(queries: int, keys: int | None = None) -> torch.Tensor:
     """Return (queries, keys), True on and below the diagonal; the queries are the last positions. Raises
     ValueError for fewer keys than queries: the first query would see nothing."""
     keys = queries if keys is None else keys
-    expect_whole("queries", queries, least=0)
-    expect_whole("keys", keys, least=queries)
+    expect.whole("queries", queries, least=0)
+    expect.whole("keys", keys, least=queries)
     return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
 
 
-def expect_ids(name: str, ids, shape: str = "(B, T)") -> None:
-    """Raise TypeError unless an argument is a tensor of whole numbers, ValueError unless it has as many dimensions
-    as ``shape`` names; both name the argument."""
-    if not isinstance(ids, torch.Tensor) or ids.is_floating_point():
-        raise TypeError(f"{name} is {getattr(ids, 'dtype', type(ids).__name__)}: give a tensor of token ids, {shape}.")
-    if ids.ndim != shape.count(",") + 1:
-        raise ValueError(f"{name} has the shape {tuple(ids.shape)}: token ids, {shape}, are needed.")
-
-
 def embedded(embedding: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
-    """Return the vectors (B, T, W) of token ids (B, T). Raises as ``expect_ids`` does, and ValueError for an id
+    """Return the vectors (B, T, W) of token ids (B, T). Raises as ``expect.ids`` does, and ValueError for an id
     outside the vocabulary."""
-    expect_ids("ids", ids)
+    expect.ids("ids", ids)
     try:
         return embedding(ids)
     except IndexError:
@@ -84,7 +75,7 @@ class KVCache:
     """
 
     def __init__(self, rows: int, kv_heads: int, length: int, head_width: int, like: torch.Tensor):
-        expect_whole("length", length, least=0)
+        expect.whole("length", length, least=0)
         self.keys, self.values = (like.new_zeros(rows, kv_heads, length, head_width) for _ in range(2))
         self.used = 0
 
@@ -109,7 +100,7 @@ class Attention(nn.Module):
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
         for name, size in (("width", width), ("heads", heads), ("kv_heads", kv_heads)):
-            expect_whole(name, size)
+            expect.whole(name, size)
         if head_width is None and width % heads:
             raise ValueError(f"width={width} is no multiple of heads={heads}: give head_width.")
         if heads % kv_heads:

@@ -380,7 +380,7 @@ def test_a_megabyte_is_read(kind):
 @settings(max_examples=10)
 @given(text=BROKEN)
 def test_half_a_character_is_named(tokenizer, call, name, text):
-    with pytest.raises(data.DataError, match=rf"^{name} holds '\\ud.*half a character"):
+    with pytest.raises(ValueError, match=rf"^{name} holds '\\ud.*half a character"):
         call(text, tokenizer)
 
 
@@ -388,7 +388,7 @@ def test_half_a_character_in_a_file_is_named_and_none_is_written(tmp_path):
     (tmp_path / "my.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question": "c", "answer": "\\ud83d"}')
     with pytest.raises(data.DataError, match=r"my\.jsonl, pair 2: 'answer' holds '\\ud83d' at position 0"):
         data.own_pairs(tmp_path / "my.jsonl")
-    with pytest.raises(data.DataError, match=r"answers\[1\] holds"):
+    with pytest.raises(ValueError, match=r"answers\[1\] holds"):
         feedback.save_ranking(tmp_path / "rankings.jsonl", "Why?", ["a", HALF], [1, 2])
     assert not (tmp_path / "rankings.jsonl").exists()
 

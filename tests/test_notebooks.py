@@ -225,3 +225,38 @@ def test_what_cells_take_from_the_package_is_there(notebook):
     assert len(taken) >= 10
     gone = {f"{n.value.id}.{n.attr}" for n in taken if not hasattr(modules[n.value.id], n.attr)}
     assert not gone, gone
+
+
+class _Added(ast.NodeVisitor):
+    """Names that a cell adds to without having made them: ``name[0].append(...)``, ``name += ...``."""
+
+    def __init__(self, cell):
+        self.made, self.found = set(), set()
+        self.visit(tree(cell))
+
+    def add(self, place):
+        while isinstance(place, ast.Subscript | ast.Attribute):
+            place = place.value
+        if isinstance(place, ast.Name) and place.id not in self.made:
+            self.found.add(place.id)
+
+    visit_FunctionDef = visit_Lambda = visit_ClassDef = lambda self, node: None  # runs when it is called
+
+    def visit_Name(self, node):
+        if isinstance(node.ctx, ast.Store):
+            self.made.add(node.id)
+
+    def visit_AugAssign(self, node):
+        if not isinstance(node.op, ast.BitOr):  # of sets and mappings: a second time changes nothing
+            self.add(node.target)
+        self.generic_visit(node.value)
+
+    def visit_Call(self, node):
+        if isinstance(node.func, ast.Attribute) and node.func.attr in ("append", "extend", "insert", "pop", "remove"):
+            self.add(node.func.value)
+        self.generic_visit(node)
+
+
+def test_a_cell_may_run_twice(notebook):
+    """Interrupted halfway and run again, a cell that adds to what an earlier one made would have things twice."""
+    assert {cell.id: added for cell in code(notebook) if (added := _Added(cell).found)} == {}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lecture_utils import models, ppo
@@ -50,6 +51,24 @@ def test_answers_are_scored_as_they_were_written(tokenizer):
         assert answers.texts[b] == tokenizer.decode(new, skip_special_tokens=True).strip()
 
 
+@torch.no_grad()
+def test_columns_without_a_token_change_nothing(tokenizer):
+    """Padding before every prompt and behind every answer: all is as without, and 0 behind the answers."""
+    run = ppo.PPO(policy(tokenizer), tokenizer, common, layer=2, plan=ppo.Plan(rows=3, new_tokens=6))
+    torch.nn.init.normal_(run.value.weight)
+    torch.manual_seed(0)
+    ids, seen = torch.randint(5, 900, (5, 12)), torch.ones(5, 12, dtype=torch.long)
+    for row, (first, last) in enumerate(((0, 12), (3, 12), (1, 10), (5, 11), (0, 10))):  # 8 of prompt, 4 of answer
+        seen[row, :first], seen[row, last:] = 0, 0
+    own = seen[:, -4:].bool()
+    plain = run._passes(ids, seen, 4, layer=2)
+    padded = run._passes(F.pad(ids, (3, 2)), F.pad(seen, (3, 2)), 6, layer=2)
+    for one, other in zip(plain, padded, strict=True):  # (5, 4, …) and (5, 6, …)
+        assert other.shape[1] == 6 and torch.allclose(one[own], other[:, :4][own], atol=1e-5)
+    assert not padded[0][:, :4][~own].any() and not padded[0][:, 4:].any()
+    assert plain[0][own].max() < 0
+
+
 def test_an_answer_ends_with_its_first_end_of_turn(tokenizer, monkeypatch):
     run = ppo.PPO(policy(tokenizer), tokenizer, common, layer=1, plan=ppo.Plan(new_tokens=4))
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -79,7 +98,7 @@ def test_a_round_makes_rewarded_answers_likelier_and_leaves_the_base_alone(token
 
 
 def test_a_survey_covers_every_prompt_and_teaches_nothing(tokenizer):
-    run = ppo.PPO(policy(tokenizer), tokenizer, common, 2, ppo.Plan(new_tokens=4))
+    run = ppo.PPO(policy(tokenizer), tokenizer, common, 2, ppo.Plan(prompts=8, new_tokens=4))
     before = [p.clone() for p in run.model.parameters()]
     prompts = PROMPTS * 5  # 20: more than one batch
     found = run.survey(prompts, seed=3)

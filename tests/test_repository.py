@@ -15,7 +15,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 FLOORS = {
-    "runtime": 0, "registry": 0, "models": 0, "data": 0, "corpus": 0,
+    "expect": 0, "runtime": 0, "registry": 0, "models": 0, "data": 0, "corpus": 0,
     "transformer": 1, "baselines": 1, "tokenization": 1, "lora": 1, "quantization": 1, "memory": 1,
     "training": 2, "generation": 2, "decoding": 2, "evaluation": 2, "plotting": 2, "exercises": 2,
     "family": 3, "finetuning": 3, "alignment": 3, "ppo": 3, "feedback": 3, "chunking": 0, "retrieval": 3, "prompting": 3,
