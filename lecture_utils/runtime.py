@@ -111,17 +111,16 @@ def use_less_memory() -> None:
 
     oneDNN, torch's library for matrix products on CPUs, caches a compiled routine for each
     new shape, up to 1,024; rows of ever new lengths fill that. 32 do: training in notebook 08
-    peaked at 1.39 GB instead of 1.62. And glibc (Linux) keeps large freed blocks for reuse, in
-    pieces: ask for those of 32 MB and above back. Below that (it was 4 MB once) the system's
-    zeroing of new ones costs a tenth of a small model's step; and with two arenas instead of
-    four the threads of a script can wait for each other at every block: 100 ms a step, not 60.
+    peaked at 1.39 GB instead of 1.62. And glibc keeps large freed blocks for reuse, in pieces:
+    ask for them back, at 4 MB and above (Linux only; 32 MB would spare a small model a tenth of
+    each step, at 0.15 GB in notebook 03). Of arenas four: with two, a script's threads waited
+    for each other at every block, and a step of 60 ms took 100.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL("libc.so.6")
-        trim_threshold, mmap_threshold, arena_max = -1, -3, -8
-        libc.mallopt(mmap_threshold, 32 << 20)
-        libc.mallopt(trim_threshold, 128 << 20)
+        mmap_threshold, arena_max = -3, -8
+        libc.mallopt(mmap_threshold, 4 << 20)
         libc.mallopt(arena_max, 4)
 
 

@@ -11,12 +11,23 @@ import time
 import urllib.request
 from pathlib import Path
 
+import decks
 import pytest
 import secrets_check
 
 from lecture_utils import models, runtime
 
 runtime.quiet()
+ROOT = Path(__file__).resolve().parent.parent
+# Every way to the network that a build could take fails, on any system.
+BUILD_SITE = """
+import pathlib, socket, sys
+def refused(*_, **__):
+    raise OSError("this build may not use the network")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refused
+import build_site
+sys.exit(build_site.build(pathlib.Path(sys.argv[1])))
+"""
 
 
 @pytest.fixture(scope="session")
@@ -50,16 +61,15 @@ def tiny_folder(tiny, tokenizer, tmp_path):
 @pytest.fixture(scope="session")
 def copy_repository():
     """Returns a function that copies this working tree, what is not yet committed included, without what git ignores."""
-    root = Path(__file__).resolve().parent.parent
 
     def copy(target: Path) -> list[Path]:
         try:
-            names = [path.relative_to(root) for path in secrets_check.all_files(root)]
+            names = [path.relative_to(ROOT) for path in secrets_check.all_files(ROOT)]
         except subprocess.CalledProcessError:
             pytest.skip("not a git checkout")
         for name in names:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(root / name, target / name)
+            shutil.copy2(ROOT / name, target / name)
         return [target / name for name in names]
 
     return copy
@@ -111,3 +121,29 @@ def jupyterlab():
                 server.wait()
 
     return serve
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium."""
+    pytest.importorskip("playwright", reason="needs `pip install -e '.[browser]'`")
+    with decks.Browser() as chromium:
+        yield chromium
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory) -> Path:
+    """The folder that tools/build_site.py builds, without a network."""
+    for module in ("sphinx", "myst_nb", "sphinx_book_theme"):
+        pytest.importorskip(module, reason=f"no {module}: the site needs pip install -e '.[site]'")
+    folder = tmp_path_factory.mktemp("built")
+    path = os.pathsep.join([str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD_SITE, str(folder)],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "site"

@@ -5,8 +5,6 @@ order of headings; axe's "serious" and "critical" findings are mended, not exclu
 """
 
 import importlib.resources
-import subprocess
-import sys
 from pathlib import Path
 
 import decks
@@ -38,30 +36,12 @@ UNROLL = """() => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def browser():
-    pytest.importorskip("playwright", reason="needs `pip install -e '.[browser]'`")
-    pytest.importorskip("axe_playwright_python", reason="needs `pip install -e '.[browser]'`")
-    with decks.Browser() as chromium:
-        yield chromium
-
-
 @pytest.fixture
 def context(browser):
+    pytest.importorskip("axe_playwright_python", reason="needs `pip install -e '.[browser]'`")
     made = browser.new_context(viewport={"width": 1280, "height": 720}, offline=True, reduced_motion="reduce")
     yield made
     made.close()
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    for module in ("sphinx", "myst_nb", "sphinx_book_theme"):
-        pytest.importorskip(module, reason=f"no {module}: the site needs pip install -e '.[site]'")
-    folder = tmp_path_factory.mktemp("site")
-    tool = [sys.executable, str(ROOT / "tools" / "build_site.py"), str(folder)]
-    done = subprocess.run(tool, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder / "site"
 
 
 @pytest.fixture(scope="module")

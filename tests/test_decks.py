@@ -111,13 +111,6 @@ def test_deck_is_one_file(tmp_path):
 # ---- in a browser ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser():
-    pytest.importorskip("playwright", reason="needs `pip install -e '.[browser]'`")
-    with decks.Browser() as chromium:
-        yield chromium
-
-
 LOOK = """([h, v]) => {
   Reveal.slide(h, v, 99);
   const slide = Reveal.getCurrentSlide(), body = slide.querySelector('.body');

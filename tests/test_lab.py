@@ -6,7 +6,6 @@
 import json
 from pathlib import Path
 
-import decks
 import lecture
 import nbformat
 import pytest
@@ -60,35 +59,33 @@ def check_slider(page):
     assert seen["before"][1] != seen["after"][1], "the bars have not moved"
 
 
-def test_run_all_and_slider(lab):
-    pytest.importorskip("playwright", reason="needs `pip install -e '.[browser]'`")
+def test_run_all_and_slider(lab, browser):
     path, address = lab
-    with decks.Browser() as chromium:
-        page = chromium.new_page(viewport={"width": 1280, "height": 900})
-        page.goto(address)
-        page.wait_for_selector(IDLE, timeout=3 * MINUTES)
-        choose(page, "Run", "Run All Cells")
-        cells = nbformat.read(path, as_version=4).cells
-        page.wait_for_selector(f".jp-Notebook .jp-Cell >> nth={len(cells) - 1}", state="attached", timeout=5 * MINUTES)
-        page.wait_for_function(DONE, timeout=25 * MINUTES)
-        page.wait_for_timeout(5000)  # the prompt of a folded solution is not seen: it may be the last at work
-        page.wait_for_function(DONE, timeout=5 * MINUTES)
-        choose(page, "File", "Save Notebook")
-        page.wait_for_selector(".jp-mod-dirty", state="detached", timeout=MINUTES)
-        code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-        failed = [output.traceback for cell in code for output in cell.outputs if output.output_type == "error"]
-        assert not failed, "\n".join(failed[0])
-        total = sum(cell.cell_type == "code" for cell in cells)
-        assert [cell.execution_count for cell in code] == list(range(1, total + 1))
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(address)
+    page.wait_for_selector(IDLE, timeout=3 * MINUTES)
+    choose(page, "Run", "Run All Cells")
+    cells = nbformat.read(path, as_version=4).cells
+    page.wait_for_selector(f".jp-Notebook .jp-Cell >> nth={len(cells) - 1}", state="attached", timeout=5 * MINUTES)
+    page.wait_for_function(DONE, timeout=25 * MINUTES)
+    page.wait_for_timeout(5000)  # the prompt of a folded solution is not seen: it may be the last at work
+    page.wait_for_function(DONE, timeout=5 * MINUTES)
+    choose(page, "File", "Save Notebook")
+    page.wait_for_selector(".jp-mod-dirty", state="detached", timeout=MINUTES)
+    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    failed = [output.traceback for cell in code for output in cell.outputs if output.output_type == "error"]
+    assert not failed, "\n".join(failed[0])
+    total = sum(cell.cell_type == "code" for cell in cells)
+    assert [cell.execution_count for cell in code] == list(range(1, total + 1))
 
-        # JupyterLab (4.6) drops a figure's alternative text; decks, pages and the site keep it.
-        figures = sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
-        images = page.locator(".jp-OutputArea-output.jp-RenderedImage img")
-        assert images.count() == figures > 0
-        images.last.scroll_into_view_if_needed()
-        assert images.last.is_visible() and images.last.evaluate("(img) => img.naturalWidth") > 300
-        check_slider(page)
+    # JupyterLab (4.6) drops a figure's alternative text; decks, pages and the site keep it.
+    figures = sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
+    images = page.locator(".jp-OutputArea-output.jp-RenderedImage img")
+    assert images.count() == figures > 0
+    images.last.scroll_into_view_if_needed()
+    assert images.last.is_visible() and images.last.evaluate("(img) => img.naturalWidth") > 300
+    check_slider(page)
 
-        page.reload()  # what this server ran and saved, it trusts
-        page.wait_for_selector(IDLE, timeout=3 * MINUTES)
-        check_slider(page)
+    page.reload()  # what this server ran and saved, it trusts
+    page.wait_for_selector(IDLE, timeout=3 * MINUTES)
+    check_slider(page)

@@ -1,9 +1,6 @@
 """The web site of tools/build_site.py: built without a network, complete, every link inside it whole."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -19,33 +16,7 @@ from lecture_utils import data
 ROOT = Path(__file__).resolve().parent.parent
 OUTLINE = data.outline()
 NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in lecture.found(None)}
-# Every way to the network that a build could take fails, on any system.
-BUILD = """
-import pathlib, socket, sys
-def refused(*_, **__):
-    raise OSError("this build may not use the network")
-socket.socket.connect = socket.create_connection = socket.getaddrinfo = refused
-import build_site
-sys.exit(build_site.build(pathlib.Path(sys.argv[1])))
-"""
 slow = pytest.mark.slow  # needs the extra `site` and half a minute
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    for module in ("sphinx", "myst_nb", "sphinx_book_theme"):
-        pytest.importorskip(module, reason=f"no {module}: the site needs pip install -e '.[site]'")
-    folder = tmp_path_factory.mktemp("built")
-    path = os.pathsep.join([str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", BUILD, str(folder)],
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder / "site"
 
 
 @pytest.fixture(scope="module")
