@@ -243,9 +243,8 @@ class PPO:
         from tqdm.auto import tqdm
 
         expect.rows("prompts", prompts)
-        size = self.plan.prompts
-        starts = tqdm(range(0, len(prompts), size), desc="surveying", leave=False)
-        parts = [self.write(prompts[i : i + size], seed=seed + i) for i in starts]
+        starts = tqdm(range(0, len(prompts), 16), desc="surveying", leave=False)
+        parts = [self.write(prompts[i : i + 16], seed=seed + i) for i in starts]
         score, kl = torch.cat([part.score for part in parts]), torch.cat([part.kl for part in parts])
         return Survey(score, kl, [text for part in parts for text in part.texts])
 

@@ -98,7 +98,7 @@ def test_a_round_makes_rewarded_answers_likelier_and_leaves_the_base_alone(token
 
 
 def test_a_survey_covers_every_prompt_and_teaches_nothing(tokenizer):
-    run = ppo.PPO(policy(tokenizer), tokenizer, common, 2, ppo.Plan(prompts=8, new_tokens=4))
+    run = ppo.PPO(policy(tokenizer), tokenizer, common, 2, ppo.Plan(new_tokens=4))
     before = [p.clone() for p in run.model.parameters()]
     prompts = PROMPTS * 5  # 20: more than one batch
     found = run.survey(prompts, seed=3)
