@@ -227,14 +227,14 @@ def test_what_cells_take_from_the_package_is_there(notebook):
     assert not gone, gone
 
 
-class _Added(ast.NodeVisitor):
-    """Names that a cell adds to without having made them: ``name[0].append(...)``, ``name += ...``."""
+class _Changed(ast.NodeVisitor):
+    """Names that a cell adds to or deletes without having made them: ``name[0].append(...)``, ``name += ...``."""
 
     def __init__(self, cell):
         self.made, self.found = set(), set()
         self.visit(tree(cell))
 
-    def add(self, place):
+    def change(self, place):
         while isinstance(place, ast.Subscript | ast.Attribute):
             place = place.value
         if isinstance(place, ast.Name) and place.id not in self.made:
@@ -248,15 +248,20 @@ class _Added(ast.NodeVisitor):
 
     def visit_AugAssign(self, node):
         if not isinstance(node.op, ast.BitOr):  # of sets and mappings: a second time changes nothing
-            self.add(node.target)
+            self.change(node.target)
         self.generic_visit(node.value)
+
+    def visit_Delete(self, node):
+        for target in node.targets:
+            self.change(target)
 
     def visit_Call(self, node):
         if isinstance(node.func, ast.Attribute) and node.func.attr in ("append", "extend", "insert", "pop", "remove"):
-            self.add(node.func.value)
+            self.change(node.func.value)
         self.generic_visit(node)
 
 
 def test_a_cell_may_run_twice(notebook):
-    """Interrupted halfway and run again, a cell that adds to what an earlier one made would have things twice."""
-    assert {cell.id: added for cell in code(notebook) if (added := _Added(cell).found)} == {}
+    """Run again, a cell that adds to what an earlier one made would have things twice, and miss what it deleted
+    (``name = None`` gives memory back as well)."""
+    assert {cell.id: changed for cell in code(notebook) if (changed := _Changed(cell).found)} == {}
