@@ -227,7 +227,7 @@ def contains_key(text: str, key: str) -> bool:
 def chat(question: str | list[dict], answer: str | None = None) -> list[dict]:
     """Return a pair as chat messages (only the user's when there is no answer). ``question`` may also be
     a conversation of its own: a list of messages that ends with the user's. Raises TypeError for anything
-    else, ValueError for no messages, ValueError for half a character."""
+    else, ValueError for no messages or half a character."""
     if isinstance(question, str):
         question = [{"role": "user", "content": question}]
     if not isinstance(question, list | tuple) or not all(isinstance(m, dict) and "role" in m for m in question):
