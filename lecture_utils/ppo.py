@@ -62,7 +62,7 @@ class RewardModel:
         return (self.unit * (self(one) - self(other))).sigmoid()
 
 
-def fit_reward(chosen, rejected, layer: int, decay: float = 0.03, margin: torch.Tensor | float = 0.0) -> RewardModel:
+def fit_reward(chosen, rejected, layer: int, decay: float = 0.03) -> RewardModel:
     """Return the reward model that Bradley-Terry likes best, features (pairs, width) each; it is
     a convex problem, solved to the end. decay: of the squared weights. Raises ValueError for no pairs, features
     that are not finite or a negative decay, TypeError for features that are whole numbers."""
@@ -83,7 +83,7 @@ def fit_reward(chosen, rejected, layer: int, decay: float = 0.03, margin: torch.
     def closure():
         solver.zero_grad()
         gap = apart @ weight
-        loss = alignment.bradley_terry_loss(gap, torch.zeros_like(gap), margin) + decay * weight @ weight
+        loss = alignment.bradley_terry_loss(gap, torch.zeros_like(gap)) + decay * weight @ weight
         loss.backward()
         return loss
 

@@ -15,8 +15,10 @@ import os
 import platform
 import random
 import re
+import signal
 import sys
 import tempfile
+import threading
 import time
 import warnings
 
@@ -192,6 +194,40 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message="IProgress not found")  # text bars do as well
 
 
+def whole_imports(*_) -> None:
+    """Let an interrupt that falls into an import wait until that has ended: of a library imported by half, the kernel
+    would make nothing but odd errors until it is restarted. A second interrupt does not wait.
+
+    Sets the handler of SIGINT; in a notebook ``setup`` has it called before each cell, as kernels set their own then.
+    """
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(usual) or hasattr(usual, "waits"):
+        return
+
+    def interrupt(number, frame):
+        importing, outer = None, frame
+        while outer is not None:
+            if outer.f_code.co_filename == "<frozen importlib._bootstrap>":
+                importing = outer  # the outermost in the end: an import imports others
+            outer = outer.f_back
+        if importing is None or interrupt.waits:
+            usual(number, frame)
+            return
+
+        def ended(frame, event, _):
+            if event == "return":
+                interrupt.waits = False
+                sys.settrace(None)
+                usual(number, frame)
+            return ended
+
+        interrupt.waits, importing.f_trace, importing.f_trace_lines = True, ended, False
+        sys.settrace(lambda *_: None)  # of other frames nothing is wanted, but only so is one traced
+
+    interrupt.waits = False
+    signal.signal(signal.SIGINT, interrupt)
+
+
 def masked(text: str) -> str:
     """Return a text of another program, fit for a message or a bug report: without the user and password of an
     address, and without what an environment variable holds whose name says that it is secret."""
@@ -276,6 +312,10 @@ def setup(*packages: str, seed: int = 0, lecture: str = "") -> str:
     # reads none before a cell has ended, and after a thousand the kernel drops the rest, the end included.
     os.environ.setdefault("TQDM_MININTERVAL", "1")
     quiet()
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        shell.events.register("pre_run_cell", whole_imports)
+        whole_imports()  # this cell imports torch
     seed_everything(seed)
     here = scale()
     if here == "laptop":

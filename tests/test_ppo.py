@@ -138,8 +138,8 @@ def test_fit_reward_separates_what_can_be_separated():
     assert torch.equal(sure > 0.5, model(chosen[150:]) > model(rejected[150:]))
     apart = (chosen - rejected)[150:] / model.scale
     assert torch.allclose(sure, (apart @ model.weight).sigmoid(), atol=1e-4)  # the unit is taken out again
-    strict = ppo.fit_reward(chosen[:150], rejected[:150], layer=3, margin=2.0)
-    assert strict.weight.norm() > model.weight.norm()  # a margin asks for rewards farther apart
+    strict = ppo.fit_reward(chosen[:150], rejected[:150], layer=3, decay=1.0)
+    assert strict.weight.norm() < model.weight.norm()
     with pytest.raises(ValueError, match="0 chosen"):
         ppo.fit_reward(chosen[:0], rejected[:0], layer=3)
 
