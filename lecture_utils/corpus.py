@@ -145,20 +145,27 @@ def build() -> Corpus:
 
 def load() -> Corpus:
     """Return the corpus from the cache, built and kept there the first time; where nothing can be
-    kept (read-only, full) it is built each time."""
+    kept (read-only, full) it is built each time. Raises ModelError where what is kept was damaged."""
     from filelock import FileLock
 
-    path = models.cache_dir() / f"corpus-{_installed()}.json"
+    path, made = models.cache_dir() / f"corpus-{_installed()}.json", None
+    half = path.with_suffix(".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.nullcontext() if path.exists() else FileLock(path.with_suffix(".lock")):  # others wait
             if not path.exists():
-                half = path.with_suffix(".part")
-                half.write_text(json.dumps(build().__dict__), encoding="utf-8")
+                made = build()
+                half.write_text(json.dumps(made.__dict__), encoding="utf-8")
                 half.replace(path)  # whole or not at all
-            return Corpus(**json.loads(path.read_text(encoding="utf-8")))
+        kept = path.read_text(encoding="utf-8")
     except OSError:
-        return build()
+        with contextlib.suppress(OSError):
+            half.unlink(missing_ok=True)
+        return made or build()
+    try:
+        return Corpus(**json.loads(kept))
+    except (ValueError, TypeError) as error:
+        raise models.ModelError(f"{path} is damaged ({error}). Remove it and run this again.") from error
 
 
 def encode(tokenizer, documents: list[str]) -> list[int]:

@@ -172,7 +172,7 @@ def own_pairs(path: Path | str):
 
     One JSON object a line with the strings ``question`` and ``answer``; ``key`` (what a
     right answer must contain) is optional, other fields are kept out. Raises DataError
-    with file, line and what to mend.
+    with the file, the pair (for what is no JSON, the line) and what to mend.
     """
     from datasets import Dataset
 

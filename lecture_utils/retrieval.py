@@ -238,7 +238,7 @@ class Index:
     def learn(self, questions: Sequence[str], gold: Sequence[set[int]]) -> None:
         """Train the questions' side of the search by meaning on questions and the positions of their chunks.
         Those without a chunk are left out. Raises ValueError if none is left, for a position that no chunk has,
-        or as many questions as there are not sets of them."""
+        or unequal numbers of questions and sets."""
         import torch
 
         if len(questions) != len(gold):

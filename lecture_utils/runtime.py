@@ -1,8 +1,8 @@
 """Where am I running, and what does that allow?
 
 One decision is made here and nowhere else: the *scale*. ``laptop`` (two cores, 2 GB,
-no GPU) is the default; ``gpu`` needs a CUDA card of 15 GB or more. The environment
-variable ``LECTURE_SCALE`` overrides it.
+no GPU) is the default; ``gpu`` needs a CUDA card of 15 GB or more, and a notebook that
+asks for it (``setup``). The environment variable ``LECTURE_SCALE`` overrides it.
 """
 
 import ctypes
@@ -300,14 +300,17 @@ def report() -> str:
     return "\n".join(f"{name:<{width}}  {said}" for name, said in lines.items()) + "\n\n" + versions(*REPORTED)
 
 
-def setup(*packages: str, seed: int = 0, lecture: str = "") -> str:
+def setup(*packages: str, seed: int = 0, lecture: str = "", gpu: bool = False) -> str:
     """Make a notebook ready: quiet libraries, fixed seed, versions printed, a folder that can be written.
     Returns the scale.
 
     lecture: the version and branch that the notebook belongs to (``check_lecture``).
+    gpu: is it written for a GPU, too? The others stay at laptop scale, unless LECTURE_SCALE says otherwise.
     """
     if lecture:
         check_lecture(lecture)
+    if not gpu:
+        os.environ.setdefault("LECTURE_SCALE", "laptop")
     # Progress bars move once a second. A bar of widgets sends two or three messages each time, nbval
     # reads none before a cell has ended, and after a thousand the kernel drops the rest, the end included.
     os.environ.setdefault("TQDM_MININTERVAL", "1")

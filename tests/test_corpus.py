@@ -1,3 +1,6 @@
+import errno
+from pathlib import Path
+
 import pytest
 
 from lecture_utils import corpus
@@ -81,6 +84,30 @@ def test_where_nothing_can_be_kept_the_corpus_is_built(tmp_path, monkeypatch):
     built = corpus.Corpus(["one"], ["two"], "0" * 64)
     monkeypatch.setattr(corpus, "build", lambda: built)
     assert corpus.load() == built
+
+
+def test_on_a_full_disk_the_corpus_is_built_once_and_nothing_is_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("LECTURE_CACHE", str(tmp_path))
+    built, times = corpus.Corpus(["one"], ["two"], "0" * 64), []
+    monkeypatch.setattr(corpus, "build", lambda: times.append(1) or built)
+    real = Path.write_text
+
+    def full(path, text, **how):
+        real(path, text[:5], **how)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert corpus.load() == built and len(times) == 1
+    assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob("*.json"))
+
+
+def test_a_damaged_corpus_says_what_to_remove(tmp_path, monkeypatch):
+    monkeypatch.setenv("LECTURE_CACHE", str(tmp_path))
+    path = tmp_path / f"corpus-{corpus._installed()}.json"
+    for content in ("{", "[]", '{"train": []}'):
+        path.write_text(content)
+        with pytest.raises(corpus.models.ModelError, match="corpus-.*damaged.*Remove it"):
+            corpus.load()
 
 
 def test_docstrings_are_found_wherever_a_definition_can_stand():

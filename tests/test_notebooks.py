@@ -76,7 +76,7 @@ def test_header(notebook):
 def test_setup_cell_is_the_generated_one(notebook):
     setup = next(cell for cell in code(notebook))
     packages = links.packages_of(setup.source)
-    assert setup.source == links.setup_cell(packages), "run `make links`"
+    assert setup.source == links.setup_cell(packages, OUTLINE[notebook.stem]["gpu"]), "run `make links`"
 
 
 def test_accelerator_follows_the_outline(notebook):

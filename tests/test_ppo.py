@@ -120,6 +120,8 @@ def test_rates_fall_from_round_to_round(tokenizer):
 def test_training_counts_on_from_the_round_it_has_reached(tokenizer):
     run = ppo.PPO(policy(tokenizer), tokenizer, common, 2, ppo.Plan(rounds=3, prompts=4, new_tokens=4))
     run.train(PROMPTS, until=1).train(PROMPTS)
+    with pytest.raises(ValueError, match="until=9: the plan has"):
+        run.train(PROMPTS, until=9)
     assert [h["round"] for h in run.history] == [0, 1, 2]
     assert run.history[0]["KL"] == pytest.approx(0, abs=1e-4)
     assert set(run.history[0]) == {"clipped", "policy loss", "value loss", "round", "reward", "KL", "tokens"}

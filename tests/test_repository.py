@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -87,11 +88,11 @@ def test_links_point_at_the_one_address():
 
 
 def test_links_can_be_repointed_and_back():
-    slug, _ = links.project()
+    slug, branch = links.project()
     text = links.badges("08_qlora_llama2") + links.setup_cell(("torch",))
-    moved = links.rewrite(text, "someone/fork")
-    assert "someone/fork" in moved and slug not in moved
-    assert links.rewrite(moved, slug) == text
+    moved = links.rewrite(text, "someone/fork", "spring-2027")
+    assert moved.count("someone/fork") == 3 and moved.count("spring-2027") == 2 and slug not in moved
+    assert links.rewrite(moved, slug, branch) == text
 
 
 def test_a_fork_points_at_itself_and_nowhere_else_and_back(copy_repository, tmp_path):
@@ -204,3 +205,28 @@ def test_make_targets_of_the_readme_exist():
     for name in ("README.md", "CONTRIBUTING.md"):
         used = set(re.findall(r"`?make ([a-z0-9-]+)", (ROOT / name).read_text(encoding="utf-8")))
         assert used - {"sure"} <= targets, used - targets
+
+
+def test_recordings_are_made_anew_or_go_on(tmp_path):
+    """`make record`: what is as committed goes, but 09's adapters; what an interrupted recording left stays."""
+
+    def run(*command):
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+
+    recorded = tmp_path / "lecture_utils" / "recorded"
+    recorded.mkdir(parents=True)
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("05_a", "05_b", "09_adapters", "09_a"):
+        (recorded / f"{name}.csv").write_text("old")
+    run("git", "init", "-q")
+    run("git", "add", ".")
+    run("git", "-c", "user.name=x", "-c", "user.email=x@y.z", "commit", "-qm", "x")
+
+    def record(number):
+        run("make", "record", f"NB={number}", "RUN=true", "-o", "setup")
+        return {path.stem for path in recorded.glob("*.csv")}
+
+    assert record("05") == {"09_adapters", "09_a"}
+    (recorded / "05_a.csv").write_text("half of the new one")
+    assert record("05") == {"05_a", "09_adapters", "09_a"}
+    assert record("09") == {"05_a", "09_adapters"}

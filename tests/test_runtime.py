@@ -67,8 +67,26 @@ def test_setup_prints_versions_and_returns_the_scale():
     assert "lecture-utils" in run.stdout and "scale: laptop" in run.stdout
 
 
+def test_only_a_notebook_that_asks_for_it_uses_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("Card", (), {"total_memory": 15.6e9}))
+    monkeypatch.setattr(runtime, "seed_everything", lambda _: None)
+    for wanted, gpu, expected in (
+        ("", False, "laptop"),
+        ("", True, "gpu"),
+        ("gpu", False, "gpu"),
+        ("laptop", True, "laptop"),
+    ):
+        monkeypatch.setenv("LECTURE_SCALE", wanted)
+        if not wanted:
+            monkeypatch.delenv("LECTURE_SCALE")
+        assert runtime.setup(gpu=gpu) == expected
+        assert f"scale: {expected}, device: {'cuda' if expected == 'gpu' else 'cpu'}" in capsys.readouterr().out
+
+
 def test_in_a_folder_that_cannot_be_written_another_is_taken_and_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LECTURE_SCALE", "laptop")
     runtime.setup()
     assert os.getcwd() == str(tmp_path) and "cannot be written" not in capsys.readouterr().out
     real = os.access

@@ -149,7 +149,9 @@ def notebook_source(path: Path) -> Source:
     if setup and "runtime.setup(" in setup.source:
         # the one magic: pip with the lecture's own address, held by links.setup_cell to the letter
         lines = [line for line in setup.source.splitlines() if line.strip().startswith("%")]
-        if setup.source == links.setup_cell(links.packages_of(setup.source)) and len(lines) == 1:
+        packages = links.packages_of(setup.source)
+        generated = [links.setup_cell(packages, gpu) for gpu in (False, True)]
+        if setup.source in generated and len(lines) == 1:
             setup.source = setup.source.replace(lines[0], re.match(r"\s*", lines[0])[0] + "pass")
     pieces = {}
     for cell in cells:

@@ -12,7 +12,6 @@ import html
 import re
 import shutil
 import sys
-import tomllib
 import unicodedata
 from pathlib import Path
 
@@ -20,8 +19,10 @@ import lecture
 import links
 import nbformat
 
+from lecture_utils import data
+
 SITE = Path(__file__).parent / "site"
-OUTLINE = tomllib.loads((lecture.ROOT / "lecture_utils" / "outline.toml").read_text(encoding="utf-8"))
+OUTLINE = data.outline()
 ARXIV, ARXIV_LINK = re.compile(r"arXiv:(\d{4}\.\d{4,5})"), r"[arXiv:\1](https://arxiv.org/abs/\1)"
 # Where in a source: "(section 3.1 and Table 2)" after it, or ", table 2" within.
 PLACE = re.compile(r" \(((?:sections?|tables?|figures?) [^)]*)\)|, (table \d+)(?=,)", re.IGNORECASE)

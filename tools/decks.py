@@ -118,7 +118,6 @@ def write(paths: list[Path], folder: Path = FOLDER) -> list[Path]:
 
     hide = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"hide-input"}}})
     exporter = HTMLExporter(config=hide, template_name="deck", extra_template_basedirs=[str(lecture.TEMPLATES)])
-    exporter.register_preprocessor("nbconvert.preprocessors.TagRemovePreprocessor", enabled=True)
     common, written = assets(), []
     folder.mkdir(parents=True, exist_ok=True)
     for path in paths:

@@ -15,6 +15,7 @@ import lecture
 import nbformat
 
 import lecture_utils
+from lecture_utils import data
 
 ROOT = Path(__file__).resolve().parent.parent
 FOR_NOTEBOOKS = ("finetune", "retrieve", "prompt")  # the extras that a notebook may need
@@ -27,6 +28,11 @@ PLACES = (
     r"(?<=git clone https://github\.com/)[\w.-]+/[\w.-]+",
     r"(?<=repository-code: https://github\.com/)[\w.-]+/[\w.-]+",
     r"(?<=\(https://github\.com/)[\w.-]+/[\w.-]+(?=/issues\))",
+)
+
+BRANCHES = (
+    r"(colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/)[^/]+(?=/notebooks/)",
+    r"(mybinder\.org/v2/gh/[\w.-]+/[\w.-]+/)[^?/]+(?=\?)",
 )
 
 
@@ -59,12 +65,13 @@ def extras_of(packages: tuple[str, ...]) -> list[str]:
     return [extra for extra in FOR_NOTEBOOKS if names[extra] & set(packages)]
 
 
-def setup_cell(packages: tuple[str, ...]) -> str:
-    """Return the source of a notebook's setup cell; ``packages`` are those whose versions it prints."""
+def setup_cell(packages: tuple[str, ...], gpu: bool = False) -> str:
+    """Return the source of a notebook's setup cell; ``packages`` are those whose versions it prints, ``gpu``: may it
+    use one?"""
     slug, branch = project()
     extras = ",".join(extras_of(packages))
     wanted = f"lecture-utils[{extras}]" if extras else "lecture-utils"
-    arguments = [f'"{p}"' for p in packages] + [f'lecture="{lecture_utils.__version__}@{branch}"']
+    arguments = [f'"{p}"' for p in packages] + [f'lecture="{lecture_utils.__version__}@{branch}"'] + gpu * ["gpu=True"]
     call = f"({', '.join(arguments)})"
     if len("SCALE = runtime.setup" + call) > 88:  # as ruff would wrap it: notebooks/ruff.toml
         call = f"(\n    {', '.join(arguments)}\n)"
@@ -84,9 +91,12 @@ def packages_of(source: str) -> tuple[str, ...]:
     return tuple(re.findall(r'(?<!=)"([\w-]+)"', source.split("runtime.setup(")[1]))
 
 
-def rewrite(text: str, slug: str) -> str:
+def rewrite(text: str, slug: str, branch: str) -> str:
+    """Return a text whose addresses of this repository name another owner/name and branch."""
     for place in PLACES:
         text = re.sub(place, slug, text)
+    for place in BRANCHES:
+        text = re.sub(place, rf"\g<1>{branch}", text)
     return text
 
 
@@ -97,15 +107,15 @@ def main(wanted: str | None) -> None:
         path = ROOT / "pyproject.toml"
         address = f'Repository = "https://github.com/{wanted}"'
         lecture.write_whole(path, re.sub(r'(?m)^Repository = ".*"', address, path.read_text(encoding="utf-8")))
-    slug, _ = project()
+    slug, branch = project()
     for name in ("README.md", "CITATION.cff", "CONTRIBUTING.md"):
         path = ROOT / name
-        lecture.write_whole(path, rewrite(path.read_text(encoding="utf-8"), slug))
+        lecture.write_whole(path, rewrite(path.read_text(encoding="utf-8"), slug, branch))
     for path in lecture.found(None):
         notebook = nbformat.read(path, as_version=4)
         header, setup = notebook.cells[0], next(cell for cell in notebook.cells if cell.cell_type == "code")
-        header.source = rewrite(header.source, slug)
-        setup.source = setup_cell(packages_of(setup.source))
+        header.source = rewrite(header.source, slug, branch)
+        setup.source = setup_cell(packages_of(setup.source), data.outline()[path.stem]["gpu"])
         lecture.write_whole(path, nbformat.writes(notebook) + "\n")
     print(f"Everything points at {slug}.")
 

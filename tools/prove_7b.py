@@ -3,7 +3,7 @@
 The real architecture of Llama 2 7B gets random weights, written as sharded safetensors, and
 goes through notebook 08's very code: loaded in NF4, adapter attached, two optimizer steps on
 real pairs, generation, the adapter saved and loaded again, one layer merged. It needs 14 GB
-of disk and 12 GB of memory; nothing is left behind. The answers are noise, of course.
+of disk and 6 GB of memory; nothing is left behind. The answers are noise, of course.
 """
 
 import dataclasses

@@ -158,6 +158,8 @@ def main() -> None:
         worker.join()
     if any(worker.exitcode for worker in workers):
         sys.exit("A run failed; started again, the recording goes on where it was.")
+    if not (WORK / f"{BASE}.pt").exists():
+        return  # recorded before, and exported then
     export()
     print(f"lecture-base is in {FOLDER}; its sha256 goes into registry.py")
 
