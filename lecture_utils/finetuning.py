@@ -133,11 +133,10 @@ def lora_config(chosen: Recipe):
 
     layers, targets = None, chosen.targets
     if chosen.first_layer:  # PEFT then wants the matrices by name
-        if chosen.first_layer >= models.depth(chosen.model):
-            raise ValueError(
-                f"first_layer={chosen.first_layer}: {chosen.model} has {models.depth(chosen.model)} layers."
-            )
-        layers = list(range(chosen.first_layer, models.depth(chosen.model)))
+        depth = models.depth(chosen.model)
+        if chosen.first_layer >= depth:
+            raise ValueError(f"first_layer={chosen.first_layer}: {chosen.model} has {depth} layers.")
+        layers = list(range(chosen.first_layer, depth))
         targets = registry.Shape.MATRICES if targets == "all-linear" else targets
     return LoraConfig(
         r=chosen.rank,
