@@ -77,7 +77,7 @@ links: $(VENV)/.installed    ## rewrite badges, setup cells and citation (REPO=o
 # As committed, they are made anew; else an interrupted recording goes on. 09's adapters are registered by checksum: kept.
 RECORDED = lecture_utils/recorded/$(or $(NB),*)_*.csv
 record: setup    ## reproduce the recorded runs, some hours (NB=06: of one notebook)
-	! git diff --quiet HEAD -- '$(RECORDED)' || rm -f $(filter-out %/09_adapters.csv,$(wildcard $(RECORDED)))
+	! git diff --quiet HEAD -- '$(RECORDED)' || rm -rf build/record_$(or $(NB),*) $(filter-out %/09_adapters.csv,$(wildcard $(RECORDED)))
 	for tool in tools/record_$(or $(NB),*).py; do $(RUN) $$tool || exit 1; done
 
 # llms-from-scratch asks for an older numpy than ours and needs none of its dependencies here.

@@ -259,14 +259,8 @@ def train(trainer, mark: str = "", resume: bool = True):
     if last and resume and same:
         print(f"Resuming from step {last.rsplit('-', 1)[-1]}.")
     else:
-        why = (
-            "as asked"
-            if not resume
-            else "other checkpoints are another recipe's or other data's"
-            if last
-            else "no checkpoint yet"
-        )
-        print(f"Starting clean ({why}).")
+        why = "other checkpoints are another recipe's or other data's" if last else "no checkpoint yet"
+        print(f"Starting clean ({why if resume else 'as asked'}).")
         last = None
         _start_over(trainer)
         if trainer.is_world_process_zero():

