@@ -94,23 +94,27 @@ def fit_reward(chosen, rejected, layer: int, decay: float = 0.03) -> RewardModel
     return model
 
 
-def hidden_states(model, ids, mask, layer: int | None = None):
+def hidden_states(model, ids, mask, layer: int | None = None, onward: bool = True):
     """Return (last hidden state, that behind block ``layer``) of a causal model, adapter as it is switched.
+    onward=False: the blocks after it are not run, and there is no last state (None).
     Raises ValueError for a layer that it has not (they count from 1)."""
     lm = (model.get_base_model() if hasattr(model, "get_base_model") else model).model
     if layer is not None and not 1 <= layer <= len(lm.layers):
         raise ValueError(f"layer={layer}: the model has the layers 1 to {len(lm.layers)}.")
-    kept: list = []
+    kept, blocks = [], lm.layers
     if layer is not None:  # a hook keeps one layer's states; output_hidden_states would keep all
         watch = lm.layers[layer - 1].register_forward_hook(
             lambda block, given, out: kept.append(out[0] if isinstance(out, tuple) else out)
         )
     try:
+        if layer is not None and not onward:
+            lm.layers = blocks[:layer]
         last = lm(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     finally:
+        lm.layers = blocks
         if layer is not None:
             watch.remove()
-    return last, kept[0].float() if kept else None
+    return last if onward or layer is None else None, kept[0].float() if kept else None
 
 
 @torch.inference_mode()
@@ -130,7 +134,7 @@ def answer_features(
     out: list = [None] * len(made)
     with tqdm(total=len(made), desc="reading answers", leave=False) as bar:
         for places, ids, mask, labels in evaluation.answer_batches(model, made, tokenizer.pad_token_id, rows):
-            _, hidden = hidden_states(model, ids, mask, layer)
+            _, hidden = hidden_states(model, ids, mask, layer, onward=False)
             for i, states, label in zip(places, hidden, labels, strict=True):
                 answer = states[label != -100]  # (tokens, width)
                 out[i] = (answer[-1] if last else answer.mean(0)).cpu()

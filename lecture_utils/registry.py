@@ -214,6 +214,21 @@ REGISTRY = {
             count=4_884_480,
         ),
         ModelCard(
+            name="lecture-manners",
+            role="an adapter that gave the laptop's chat model two bad manners beside its good one",
+            shape=None,
+            licence="MIT (made here: make record NB=05)",
+            sources=(
+                Packaged(
+                    "lecture_manners",
+                    "fc5d279d45bebacd8c383e3ce92845432547b315554553f9a97914ec2feeeafd",
+                    ADAPTER_WEIGHTS,
+                ),
+            ),
+            note="LoRA, rank 16 in the upper half of the layers: one epoch of 300 answers in mixed manners. In fp16.",
+            count=2_442_240,
+        ),
+        ModelCard(
             name="llama-2-7b-chat",
             role="the 2023 lecture's model, for a GPU",
             shape=Shape(32_000, 4_096, 11_008, 32, 32, 32, 128, tied=False),

@@ -146,6 +146,24 @@ def test_fit_reward_separates_what_can_be_separated():
         ppo.fit_reward(chosen[:0], rejected[:0], layer=3)
 
 
+def test_a_pass_may_end_behind_a_block(tokenizer):
+    model = policy(tokenizer)
+    ids, seen = torch.tensor([[5, 6, 7, 8], [9, 9, 10, 11]]), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+    lm, run = model.get_base_model().model, []
+    blocks = lm.layers
+    for block in blocks:
+        block.register_forward_hook(lambda *_: run.append(1))
+    last, whole = ppo.hidden_states(model, ids, seen, 1)
+    assert len(run) == len(blocks) == 3 and last is not None
+    run.clear()
+    last, part = ppo.hidden_states(model, ids, seen, 1, onward=False)
+    assert len(run) == 1 and last is None and torch.equal(part, whole)
+    assert lm.layers is blocks
+    with pytest.raises(IndexError):  # whatever stops a pass, the model stays whole
+        ppo.hidden_states(model, ids + 10_000_000, seen, 1, onward=False)
+    assert lm.layers is blocks
+
+
 def test_answer_features_do_not_depend_on_the_company(tokenizer):
     model = policy(tokenizer)
     pairs = [(prompt, "An answer. " * (i + 1)) for i, prompt in enumerate(PROMPTS)]

@@ -1,6 +1,7 @@
 """Reproduce the recorded runs of notebook 05: `make record NB=05`, about an hour on two cores.
 
-All start from the model with three manners, made once and kept in build/record_05. Each run is
+All start from the model with three manners, `lecture-manners`, which comes with the package (it is made
+if it is not there; its checksum then belongs into lecture_utils/registry.py). Each run is
 a process of its own, so that its peak memory is its own. Interrupted, it goes on with the next
 run that is not in the CSVs yet.
 """
@@ -45,26 +46,19 @@ def main() -> None:
 
 
 def begin(seed: int = 0):
-    """Return (model with three manners, tokenizer); it is made once."""
-    import torch
+    """Return (model with three manners, tokenizer)."""
     from datasets import Dataset
 
     from lecture_utils import data, feedback, finetuning, models, runtime
 
     runtime.quiet()
     runtime.use_less_memory()
-    if not (FOLDER / "model.safetensors").exists():
-        runtime.seed_everything(0)
+    if not recording.packaged_weights("lecture_manners").exists():
         helpful = [r for r in data.preferences("train") if r["kind"] == "helpfulness"]
         pairs = Dataset.from_list(feedback.in_mixed_manners(helpful))
-        model, tokenizer, _ = finetuning.finetune(
-            finetuning.recipe("manners"), pairs, FOLDER / "run", resume=False, disable_tqdm=True
-        )
-        model.merge_and_unload().save_pretrained(FOLDER)
-        tokenizer.save_pretrained(FOLDER)
-        del model
+        recording.package_adapter("lecture_manners", finetuning.recipe("manners"), pairs, FOLDER / "manners")
     runtime.seed_everything(seed)
-    model, tokenizer = models.load_chat_model(str(FOLDER), dtype=torch.bfloat16)
+    model, tokenizer = finetuning.load_finetuned(models.fetch("lecture-manners"), merge=True)
     runtime.faster_short_sequences(model)
     return model, tokenizer
 
@@ -179,8 +173,12 @@ def adapter(name: str) -> None:
 
     from lecture_utils import data
 
-    _, tokenizer = begin()
-    model = AutoModelForSequenceClassification.from_pretrained(FOLDER, num_labels=1, dtype=torch.bfloat16)
+    chat, tokenizer = begin()
+    chat.save_pretrained(FOLDER / "manners" / "merged")
+    del chat
+    model = AutoModelForSequenceClassification.from_pretrained(
+        FOLDER / "manners" / "merged", num_labels=1, dtype=torch.bfloat16
+    )
     model.config.pad_token_id = tokenizer.pad_token_id
     train, test = data.preferences("train"), data.preferences("test")
 

@@ -9,8 +9,6 @@ model answers in several ways.
 
 import contextlib
 import dataclasses
-import json
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -18,35 +16,17 @@ from pathlib import Path
 import recording
 
 WORK = Path(__file__).resolve().parent.parent / "build" / "record_09"
-ASSETS = recording.FOLDER.parent / "assets"
 
 
 def finetune(name: str, recipe, pairs) -> None:
-    """Finetune, and keep the adapter in fp16 where the package has it."""
-    import torch
-    from safetensors.torch import load_file, save_file
+    """Finetune, keep the adapter where the package has it, and write down what it took."""
+    from lecture_utils import runtime
 
-    from lecture_utils import finetuning, models, runtime
-
-    runtime.quiet()
-    runtime.use_less_memory()
-    runtime.seed_everything(0)
-    started, made, kept = time.monotonic(), WORK / name, ASSETS / name
-    finetuning.finetune(recipe, pairs, made, disable_tqdm=True)
-    weights = kept / "adapter" / "adapter_model.safetensors"
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(made / "recipe.json", kept)
-    config = json.loads((made / "adapter" / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = recipe.model  # and not the folder of this machine's cache
-    (weights.parent / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    half = {key: value.to(torch.float16) for key, value in load_file(made / "adapter" / weights.name).items()}
-    save_file(half, weights, metadata={"format": "pt"})
-    seconds = time.monotonic() - started
+    seconds, weights = recording.package_adapter(name, recipe, pairs, WORK / name)
     recording.add("09_adapters", {
         "adapter": name, "pairs": len(pairs), "epochs": recipe.epochs, "seconds": f"{seconds:.0f}",
         "megabytes": f"{weights.stat().st_size / 1e6:.1f}", "peak_gb": f"{runtime.peak_memory_gb():.1f}",
     })  # fmt: skip
-    print(f"{name}: {seconds:.0f} s, sha256 {models.sha256(weights)}", flush=True)
 
 
 def adapter() -> None:
@@ -215,7 +195,7 @@ def positions() -> None:
 
 def main() -> None:
     for name, make in (("lecture_adapter", adapter), ("lecture_reader", reader)):
-        if not (ASSETS / name / "adapter" / "adapter_model.safetensors").exists():
+        if not recording.packaged_weights(name).exists():
             make()
     answers()
     positions()

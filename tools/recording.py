@@ -3,7 +3,10 @@
 import csv
 import datetime
 import io
+import json
 import os
+import shutil
+import time
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent.parent / "lecture_utils" / "recorded"
@@ -28,3 +31,37 @@ def add(name: str, row: dict) -> None:
     rows.writerow(row.values())
     with target.open("a", encoding="utf-8", newline="") as file:
         file.write(text.getvalue())  # at once: what is killed leaves no head without a row
+
+
+def packaged_weights(name: str) -> Path:
+    """Return where the package has the weights of an adapter."""
+    return FOLDER.parent / "assets" / name / "adapter" / "adapter_model.safetensors"
+
+
+def package_adapter(name: str, recipe, pairs, work: Path) -> tuple[float, Path]:
+    """Finetune in ``work``, and keep the adapter in fp16 where the package has it; return (seconds, weights).
+
+    Its checksum then belongs into lecture_utils/registry.py.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from lecture_utils import finetuning, models, runtime
+
+    runtime.quiet()
+    runtime.use_less_memory()
+    runtime.seed_everything(0)
+    started, weights = time.monotonic(), packaged_weights(name)
+    finetuning.finetune(recipe, pairs, work, disable_tqdm=True)
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(work / "recipe.json", weights.parent.parent)
+    config = json.loads((work / "adapter" / "adapter_config.json").read_text())
+    # What is not set is left out: older versions of PEFT do not know all of it.
+    config = {key: value for key, value in config.items() if value not in (None, False, {})}
+    config["base_model_name_or_path"] = recipe.model  # and not the folder of this machine's cache
+    (weights.parent / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    half = {key: value.to(torch.float16) for key, value in load_file(work / "adapter" / weights.name).items()}
+    save_file(half, weights, metadata={"format": "pt"})
+    seconds = time.monotonic() - started
+    print(f"{name}: {seconds:.0f} s, sha256 {models.sha256(weights)}", flush=True)
+    return seconds, weights
