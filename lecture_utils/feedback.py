@@ -114,7 +114,7 @@ def rank(prompt: str, answers: list[str], file: Path | str) -> None:
         import ipywidgets
         from IPython.display import display
     except ImportError:
-        print(f"\nTo rank them: save_ranking({str(file)!r}, prompt, answers, [2, 1, …]), the best first.")
+        print(f"\nTo rank them: feedback.save_ranking({str(file)!r}, {prompt!r}, answers, [2, 1, …]), the best first.")
         return
     clicked: list[int] = []
     said = ipywidgets.Label("Click the best answer, then the next best, to the last.")

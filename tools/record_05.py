@@ -1,7 +1,8 @@
 """Reproduce the recorded runs of notebook 05: `make record NB=05`, about an hour on two cores.
 
 All start from the model with three manners, `lecture-manners`, which comes with the package (it is made
-if it is not there; its checksum then belongs into lecture_utils/registry.py). Each run is
+if it is not there; its checksum then belongs into lecture_utils/registry.py). The runs recorded on 25
+November 2026 started from an earlier finetuning on the same pairs. Each run is
 a process of its own, so that its peak memory is its own. Interrupted, it goes on with the next
 run that is not in the CSVs yet.
 """
