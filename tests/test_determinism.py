@@ -1,6 +1,7 @@
 """Run twice on one machine, a notebook says the same: `make slow K=determinism`, twice a notebook's minutes each.
 
-What is a time, or depends on one, is tagged `times-vary` and left out, and so are the times that trainers print.
+What is a time, or depends on one, is tagged `times-vary` and left out, and so are the times that trainers print
+and whether `%%writefile` found its file there.
 On another number of threads sums have another order: the same within tolerances, held here in seconds.
 """
 
@@ -26,7 +27,7 @@ def said(path: Path) -> dict[str, str]:
     for cell in done.notebook.cells:
         if cell.cell_type == "code" and "times-vary" not in cell.metadata.get("tags", []):
             parts = [out.get("text", "") or out.data.get("text/html", "") for out in cell.outputs]
-            texts[cell.id] = TIMES.sub("", "\n".join(parts))
+            texts[cell.id] = TIMES.sub("", "\n".join(parts)).replace("Overwriting", "Writing")  # %%writefile
     return texts
 
 
