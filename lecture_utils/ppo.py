@@ -107,14 +107,14 @@ def hidden_states(model, ids, mask, layer: int | None = None, onward: bool = Tru
             lambda block, given, out: kept.append(out[0] if isinstance(out, tuple) else out)
         )
     try:
-        if layer is not None and not onward:
+        if not onward:
             lm.layers = blocks[:layer]
         last = lm(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     finally:
         lm.layers = blocks
         if layer is not None:
             watch.remove()
-    return last if onward or layer is None else None, kept[0].float() if kept else None
+    return last if onward else None, kept[0].float() if kept else None
 
 
 @torch.inference_mode()
