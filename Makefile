@@ -1,39 +1,35 @@
-# `make lecture` runs the lecture, `make test` checks it. `make help` lists the rest.
+# `make lecture` runs the main example, `make test` checks everything quickly. `make help` lists the rest.
 PYTHON ?= python3
 VENV   ?= .venv
-# On Linux, pip's torch is a 3 GB CUDA build. To take PyTorch's CPU wheels instead (200 MB),
-# give their index: pytorch.org/get-started/locally shows it under "CPU".
-#   make lecture TORCH_INDEX=<that address>
-TORCH_INDEX ?=
-# One notebook instead of all: make lecture NB=08
+# Which notebook: a number (NB=03), or all of them (NB=all).
 NB ?=
-# The notebooks run two at a time, each on half of the cores, in 4 GB: somewhat faster than one after
-# the other. A single one, and any on a GPU, has all. JOBS=1: one after the other, in 2 GB.
-JOBS ?= $(if $(NB)$(shell command -v nvidia-smi 2>/dev/null),1,2)
+TITLE ?=
+# Several notebooks run two at a time, each on half of the cores, in 4 GB: somewhat faster than one after the
+# other. On a GPU each has it alone. JOBS=1: one after the other, in 2 GB.
+JOBS ?= $(if $(shell command -v nvidia-smi 2>/dev/null),1,2)
+# The notebooks at laptop scale, as they are committed, instead of a few steps of everything: FULL=1
+FULL ?=
 
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
-SHARE := $(if $(filter-out 1,$(JOBS)),OMP_NUM_THREADS=$(shell expr \( $$(getconf _NPROCESSORS_ONLN) + $(JOBS) - 1 \) / $(JOBS)))
 export PYTHONUTF8 := 1
 
-.PHONY: help lecture test setup models lab check notebooks slides slides-pdf student site links new record bench budget prove-7b matrix slow audit clean
+.PHONY: help lecture test setup models lab check notebooks snapshot slides slides-pdf student site links new record bench budget prove-7b matrix slow audit clean
 help:       ## list the targets
 	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-lecture: setup   ## set up, run every notebook, write build/index.html (NB=08 runs one)
-	$(SHARE) $(RUN) tools/lecture.py run --jobs $(JOBS) $(NB)
+lecture: setup   ## set up, run the main example, write build/index.html (NB=03 runs another, NB=all all)
+	$(RUN) tools/lecture.py run --jobs $(JOBS) $(or $(NB),08)
 
-test: setup      ## set up, run the unit tests, then every notebook under nbval
-	$(SHARE) $(RUN) -m pytest -n $(JOBS) --dist loadfile tests
-	$(SHARE) $(RUN) -m pytest -n $(JOBS) --dist loadfile --nbval-lax notebooks
+test: setup      ## set up, lint, run the unit tests and a few steps of every notebook (FULL=1: whole notebooks)
+	$(RUN) tools/verify.py --jobs $(JOBS) $(if $(FULL),--full)
 
 setup: $(VENV)/.installed models   ## only set up: the virtual environment and the models
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(if $(TORCH_INDEX),$(RUN) -m pip install --index-url $(TORCH_INDEX) torch)
-	$(RUN) -m pip install --editable '.[all]'
+	$(RUN) tools/install.py
 	@touch $@
 
 models: $(VENV)/.installed
@@ -42,16 +38,17 @@ models: $(VENV)/.installed
 lab: setup       ## open JupyterLab
 	$(BIN)/jupyter lab notebooks
 
-check: $(VENV)/.installed   ## ruff, the notebook contract and what SECURITY.md promises, in seconds
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(RUN) -m pytest -q tests/test_notebooks.py tests/test_repository.py tests/test_security.py
+check: $(VENV)/.installed   ## lint, the notebooks' contract and what SECURITY.md promises, in seconds
+	$(RUN) tools/verify.py --only check
 
-new: $(VENV)/.installed   ## the skeleton of a notebook that stands in the outline (NB=13_agents)
-	$(RUN) tools/skeleton.py $(NB)
+new: $(VENV)/.installed   ## a new notebook that runs and passes `make check` (NB=13_agents TITLE="Agents")
+	$(RUN) tools/skeleton.py $(NB) --title "$(TITLE)"
 
 notebooks: setup   ## execute in place and clean: what is committed is as run
 	$(RUN) tools/lecture.py refresh $(NB)
+
+snapshot: $(VENV)/.installed   ## renew the text that 09 searches from the notebooks; then run 09 and 11 again
+	$(RUN) tools/snapshot.py
 
 slides: $(VENV)/.installed   ## one self-contained HTML deck a notebook, under build/slides
 	$(RUN) tools/decks.py html $(NB)

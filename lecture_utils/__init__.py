@@ -5,13 +5,38 @@ what stands on which, are in CONTRIBUTING.md: a module knows nothing of a floor 
 """
 
 import os
+import time
 
 __version__ = "0.1.0"
 
-# torch's threads wait for each other in a loop that keeps their core busy, for up to 300,000 turns. Where
-# another program of that kind wants one of two cores, a small training step then takes 0.9 to 2.9 seconds
-# instead of 25 milliseconds. Asleep after 2,000 turns they take 0.1 to 0.2, and alone as little as before
-# (asleep at once, OMP_WAIT_POLICY=PASSIVE, is best in company, and alone costs half as much again). GNU's
-# OpenMP, which is Linux's, reads this when torch is loaded; who has set either keeps it.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+# torch's threads wait for each other in a loop that keeps their core busy, for up to 300,000 turns. That is best where
+# they have the machine to themselves. Where another program wants one of two cores, a thread that waits keeps out the
+# one that it waits for, and a small training step takes many times as long. Then they shall fall asleep after 2,000
+# turns, which costs a program alone up to a quarter of its speed. GNU's OpenMP, which is Linux's, reads this when
+# torch is loaded. Whoever sets one of the two variables keeps the choice; tools/lecture.py does for several jobs.
+SHORT_WAIT = "2000"
+
+
+def crowded(samples: list[str], ours: int, cores: int) -> bool:
+    """Return whether other programs want the cores that ``ours`` threads need, by all samples of /proc/loadavg."""
+    others = min(int(sample.split()[3].split("/")[0]) for sample in samples) - 1  # we run ourselves
+    return others + ours > cores
+
+
+def _look() -> list[str]:
+    samples = []
+    for _ in range(3):  # within some milliseconds: a program that runs for a moment does not count
+        with open("/proc/loadavg", encoding="ascii") as file:
+            samples.append(file.read())
+        time.sleep(0.004)
+    return samples
+
+
+def _decide() -> None:
+    if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ) or not os.path.exists("/proc/loadavg"):
+        return
+    if crowded(_look(), len(os.sched_getaffinity(0)), os.cpu_count()):
+        os.environ["GOMP_SPINCOUNT"] = SHORT_WAIT
+
+
+_decide()

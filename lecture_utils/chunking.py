@@ -1,4 +1,4 @@
-"""Chunking: from the lecture's notebooks to passages that know where they stand."""
+"""Chunking: from the lecture's text to passages that know where they stand."""
 
 import json
 import math
@@ -10,6 +10,7 @@ from pathlib import Path
 from lecture_utils import data, expect
 
 ANCHOR = re.compile(r'<a id="([a-z0-9-]+)"></a>')
+SNAPSHOT = Path(__file__).parent / "assets" / "lecture_text" / "sections.json"
 LEFT_OUT = ("exercises", "summary")  # sections without lecture text of their own
 
 
@@ -44,14 +45,21 @@ class Chunk(Section):
         return f"{self.title}. {self.text}"
 
 
-def notebooks() -> list[Path]:
-    """Return the lecture's notebooks: those of the checkout, or the copies inside the installed package.
-    Raises data.DataError where there are none."""
-    package = Path(__file__).parent
-    for folder in (package / "notebooks", package.parent / "notebooks"):
-        if found := sorted(folder.glob("[01][0-9]_*.ipynb")):
-            return found
-    raise data.DataError("The lecture's notebooks are not installed with lecture_utils: install it again.")
+def lecture() -> list[Section]:
+    """Return the lecture's text, section by section: the packaged snapshot of its notebooks (``snapshot_date``).
+
+    A snapshot, so that a changed sentence changes no search; ``make snapshot`` renews it.
+    """
+    return [Section(**section) for section in _snapshot()["sections"]]
+
+
+def snapshot_date() -> str:
+    """Return the day on which the searched text was taken from the notebooks, as YYYY-MM-DD."""
+    return _snapshot()["date"]
+
+
+def _snapshot() -> dict:
+    return json.loads(SNAPSHOT.read_text(encoding="utf-8"))
 
 
 def plain(markdown: str) -> str:
@@ -144,13 +152,10 @@ def corpus(size: int = 80, overlap: int = 20, without: Sequence[str] = ("09_rag"
     """Return the chunks of the whole lecture but the notebooks in ``without`` (09 asks, so it must not answer).
     Raises ValueError for a name that no notebook has, TypeError for one name without its tuple."""
     expect.rows("without", without, least=0)
-    if unknown := set(without) - {path.stem for path in notebooks()}:
-        known = ", ".join(path.stem for path in notebooks())
-        raise ValueError(f"without names {', '.join(sorted(unknown))}, which is no notebook. Choose from: {known}.")
-    return [
-        piece
-        for path in notebooks()
-        if path.stem not in without
-        for section in sections(path)
-        for piece in chunk(section, size, overlap)
-    ]
+    text = lecture()
+    known = dict.fromkeys(section.notebook for section in text)
+    if unknown := set(without) - set(known):
+        raise ValueError(
+            f"without names {', '.join(sorted(unknown))}, which is no notebook. Choose from: {', '.join(known)}."
+        )
+    return [piece for section in text if section.notebook not in without for piece in chunk(section, size, overlap)]

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lecture_utils import expect, models
+from lecture_utils import expect, models, runtime
 
 PACKAGES = (  # installed with this lecture; one that is missing is left out
     "IPython", "accelerate", "bitsandbytes", "datasets", "fsspec", "huggingface_hub", "jinja2", "jupyter_server",
@@ -77,11 +77,14 @@ def is_prose(paragraph: str) -> bool:
 
 
 def files() -> Iterator[tuple[str, Path]]:
-    """Yield (name, path) of the Python files that are read: the standard library's, then the packages'."""
+    """Yield (name, path) of the Python files that are read: the standard library's, then the packages' (at smoke
+    scale without them)."""
     paths = sysconfig.get_paths()
     roots = [("stdlib", Path(paths["stdlib"]))]
     roots += [
-        (name, Path(base) / name) for name in PACKAGES for base in dict.fromkeys((paths["purelib"], paths["platlib"]))
+        (name, Path(base) / name)
+        for name in _packages()
+        for base in dict.fromkeys((paths["purelib"], paths["platlib"]))
     ]
     skipped = {"test", "tests", "testing", "idlelib", "lib2to3", "site-packages", "_vendor", "vendored", "__pycache__"}
     for prefix, root in roots:
@@ -184,13 +187,17 @@ def size(documents: list[str]) -> int:
     return sum(len(document.encode()) + 1 for document in documents)
 
 
+def _packages() -> tuple[str, ...]:
+    return PACKAGES[: runtime.limited(len(PACKAGES), 0)]
+
+
 def _installed() -> str:
     """Return a short name for this set of packages and this module: another set is another corpus."""
     import importlib.metadata
     import sys
 
     versions = [f"python {sys.version_info[:3]}", models.sha256(Path(__file__))]
-    for name in PACKAGES:
+    for name in _packages():
         try:
             versions.append(f"{name} {importlib.metadata.version('pillow' if name == 'PIL' else name)}")
         except importlib.metadata.PackageNotFoundError:

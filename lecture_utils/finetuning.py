@@ -270,6 +270,8 @@ def train(trainer, mark: str = "", resume: bool = True):
             marked.write_text(mark, encoding="utf-8")
     runtime.trim_memory()
     half = trainer.args.bf16 or trainer.args.fp16
+    if runtime.smoke():
+        trainer.args.max_steps = 2
     try:
         cast_inputs(trainer.model, not half)
         output = trainer.train(resume_from_checkpoint=last)
@@ -420,7 +422,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--export", type=Path, nargs=2, metavar=("FOLDER", "TARGET"), help="write it merged to TARGET")
     given = parser.parse_args(arguments)
     runtime.quiet()
-    if runtime.scale() == "laptop":
+    if runtime.scale() != "gpu":
         runtime.use_less_memory()
     if given.chat:
         return chat_loop(given.chat)

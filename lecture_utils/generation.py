@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from lecture_utils import expect
+from lecture_utils import expect, runtime
 
 
 def _check(temperature: float, top_k: int | None, top_p: float) -> None:
@@ -73,6 +73,7 @@ def stream(
     _check(temperature, top_k, top_p)
     if isinstance(stop, int):
         raise TypeError(f"stop={stop}: give a tuple of ids, ({stop},).")
+    max_new_tokens = runtime.limited(max_new_tokens, 4)
     chance = None if seed is None else torch.Generator().manual_seed(seed)
     caches = model.new_caches(1, ids.shape[1] + max_new_tokens) if use_cache else None
     new = ids

@@ -8,6 +8,7 @@ the cache (``LECTURE_CACHE``, else the user's cache folder) without a network af
 import argparse
 import contextlib
 import errno
+import functools
 import hashlib
 import importlib.util
 import io
@@ -344,7 +345,26 @@ def load_chat_model(name: str = LAPTOP_MODEL, quantization: str | None = None, d
     # generate() hands the head the last position of each row, a strided view. With a frozen
     # head torch then multiplies batch by batch, expanding it: 2 GB for 35 rows. Copy the view.
     model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    if runtime.smoke():
+        _generate_little()
     return model.eval(), tokenizer
+
+
+@functools.cache  # once is enough: it is the method of all models
+def _generate_little() -> None:
+    """At smoke scale ``generate`` writes at most 4 tokens, and 80 within a grammar, whose text has an end."""
+    from transformers import GenerationMixin
+
+    whole = GenerationMixin.generate
+
+    @functools.wraps(whole)
+    def generate(self, *inputs, **how):
+        most = 80 if how.get("logits_processor") else 4
+        for name in {"max_new_tokens", "min_new_tokens"} & set(how):
+            how[name] = runtime.limited(how[name], most)
+        return whole(self, *inputs, **how)
+
+    GenerationMixin.generate = generate
 
 
 def load_encoder(name: str = EMBEDDING_MODEL):

@@ -12,7 +12,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from lecture_utils import expect
+from lecture_utils import expect, runtime
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 COLOURS = {"red": (0.85, 0.15, 0.1), "green": (0.1, 0.65, 0.2), "blue": (0.1, 0.25, 0.85),
@@ -157,7 +157,7 @@ def train(pairs: Sequence[tuple[str, str]], steps: int = 2000, batch: int = 128,
     clip = CLIP(len(words))
     adam = torch.optim.AdamW(clip.parameters(), weight_decay=0.2)
     rate = torch.optim.lr_scheduler.OneCycleLR(adam, 5e-3, steps)
-    for step in tqdm(range(steps), desc="training", leave=False):
+    for step in tqdm(range(runtime.limited(steps, 10)), desc="training", leave=False):
         shown = scenes(batch, step, pairs)
         captions = words([scene.caption(i % 3) for i, scene in enumerate(shown)])
         clip_loss(clip(draw(shown, step), captions)).backward()

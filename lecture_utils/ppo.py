@@ -40,6 +40,8 @@ class Plan:
             expect.whole(name, getattr(self, name))
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature}: answers are sampled, so it must be above 0.")
+        for name, most in (("rounds", 2), ("prompts", 4), ("new_tokens", 8)):
+            object.__setattr__(self, name, runtime.limited(getattr(self, name), most))
 
 
 @dataclass
@@ -130,7 +132,7 @@ def answer_features(
     expect.whole("rows", rows)
     if any(isinstance(pair, str | dict) or len(pair) != 2 for pair in pairs):
         raise TypeError("pairs must be a list of (prompt, answer).")
-    made = [data.token_ids(tokenizer, prompt, answer) for prompt, answer in pairs]
+    made = [data.token_ids(tokenizer, prompt, answer) for prompt, answer in pairs[: runtime.limited(len(pairs), 8)]]
     out: list = [None] * len(made)
     with tqdm(total=len(made), desc="reading answers", leave=False) as bar:
         for places, ids, mask, labels in evaluation.answer_batches(model, made, tokenizer.pad_token_id, rows):
@@ -140,7 +142,7 @@ def answer_features(
                 out[i] = (answer[-1] if last else answer.mean(0)).cpu()
             bar.update(len(places))
     runtime.trim_memory()
-    return torch.stack(out)
+    return torch.stack(out)[torch.arange(len(pairs)) % len(made)]  # at smoke scale a few stand for all
 
 
 @dataclass
@@ -247,6 +249,7 @@ class PPO:
         from tqdm.auto import tqdm
 
         expect.rows("prompts", prompts)
+        prompts = prompts[: runtime.limited(len(prompts), 4)]
         starts = tqdm(range(0, len(prompts), 16), desc="surveying", leave=False)
         parts = [self.write(prompts[i : i + 16], seed=seed + i) for i in starts]
         score, kl = torch.cat([part.score for part in parts]), torch.cat([part.kl for part in parts])

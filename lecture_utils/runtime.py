@@ -2,7 +2,9 @@
 
 One decision is made here and nowhere else: the *scale*. ``laptop`` (two cores, 2 GB,
 no GPU) is the default; ``gpu`` needs a CUDA card of 15 GB or more, and a notebook that
-asks for it (``setup``). The environment variable ``LECTURE_SCALE`` overrides it.
+asks for it (``setup``). At ``smoke`` every cell runs through the same code, but training
+stops after a few steps, generation after a few tokens, and evaluations look at a few rows:
+for tests. The environment variable ``LECTURE_SCALE`` overrides the choice.
 """
 
 import ctypes
@@ -21,11 +23,12 @@ import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Callable
 
 import lecture_utils
 from lecture_utils import expect
 
-SCALES = ("laptop", "gpu")
+SCALES = ("laptop", "gpu", "smoke")
 REPORTED = (
     "torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets", "numpy", "safetensors", "gguf",
     "matplotlib", "IPython", "ipykernel", "jupyterlab", "nbconvert", "nbval",
@@ -48,6 +51,36 @@ def scale() -> str:
     if torch.cuda.is_available():
         return "gpu" if torch.cuda.get_device_properties(0).total_memory >= GPU_BYTES else "laptop"
     return "laptop"
+
+
+def smoke() -> bool:
+    """Return whether this is the smoke scale. For helpers only: a notebook's cells do not ask for the scale."""
+    return os.environ.get("LECTURE_SCALE") == "smoke"
+
+
+def limited(number: int, most: int) -> int:
+    """Return ``number`` of steps, tokens or rows, at smoke scale at most ``most``."""
+    return min(number, most) if smoke() else number
+
+
+def sampled(function: Callable[[list], list], rows: list, most: int = 2) -> list:
+    """Return ``function(rows)``, one result for each row. At smoke scale only the first ``most`` rows are computed,
+    and their results stand for the others in turn."""
+    if not smoke() or len(rows) <= most:
+        return function(rows)
+    results = function(rows[:most])
+    return [results[i % most] for i in range(len(rows))]
+
+
+def sizes(laptop: dict, smoke: dict, gpu: dict | None = None) -> dict:
+    """Return a notebook's sizes at this scale; ``smoke`` and ``gpu`` name only those that differ from ``laptop``'s.
+
+    Raises KeyError for a size that ``laptop`` lacks: it would be missing at the usual scale.
+    """
+    here = {"laptop": {}, "smoke": smoke, "gpu": gpu or {}}
+    if unknown := (set(smoke) | set(here["gpu"])) - set(laptop):
+        raise KeyError(f"laptop lacks {', '.join(sorted(unknown))}: give each size a value there.")
+    return laptop | here[scale()]
 
 
 def device() -> str:
@@ -74,16 +107,23 @@ def cpu_has_bf16() -> bool:
 
 @functools.cache  # a busy machine must not answer differently in the next cell
 def _bf16_is_faster() -> bool:
+    # A CPU without bf16 takes a hundred times as long for it, which a small product shows as well.
+    return _bf16_ratio(256, tries=3) < 5 and _bf16_ratio(1024, tries=8) < 0.8
+
+
+def _bf16_ratio(size: int, tries: int) -> float:
+    """Return seconds in bf16 over seconds in fp32, the best of some tries, for the product of two matrices
+    (size / 2, size) and (size, size)."""
     import torch
 
     best = {}
-    for _ in range(8):  # in turns, so that other work on the machine hits both
+    for _ in range(tries):  # in turns, so that other work on the machine hits both
         for dtype in (torch.bfloat16, torch.float32):
-            a, b = torch.ones(512, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+            a, b = torch.ones(size // 2, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
             start = time.perf_counter()
             a @ b
             best[dtype] = min(best.get(dtype, math.inf), time.perf_counter() - start)
-    return best[torch.bfloat16] < 0.8 * best[torch.float32]
+    return best[torch.bfloat16] / best[torch.float32]
 
 
 def compute_dtype():
@@ -183,8 +223,11 @@ def quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # else each trainer of trl tells the hub model and card
-    if scale() == "laptop":  # a GPU run downloads gigabytes: there the bar is wanted
+    if scale() != "gpu":  # a GPU run downloads gigabytes: there the bar is wanted
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        # On a CPU, bitsandbytes would compile its operations at their first use, which takes 20 seconds. Nothing here
+        # is called often enough to make up for that.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # cpp_extension: torch with CUDA on a machine without a card, as Colab is by default, says so when it compiles
     for name in ("bitsandbytes", "torchao", "accelerate", "transformers", "trl", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -321,7 +364,7 @@ def setup(*packages: str, seed: int = 0, lecture: str = "", gpu: bool = False) -
         whole_imports()  # this cell imports torch
     seed_everything(seed)
     here = scale()
-    if here == "laptop":
+    if here != "gpu":
         use_less_memory()
     print(versions("lecture-utils", *packages))
     print(f"scale: {here}, device: {device()}, Python {platform.python_version()}")

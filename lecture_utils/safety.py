@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from lecture_utils import evaluation, expect
+from lecture_utils import evaluation, expect, runtime
 
 # Confidence ---------------------------------------------------------------------------------
 
@@ -131,15 +131,18 @@ def text_losses(model, tokenizer, texts: Sequence[str], rows: int = 250) -> list
     """Return the loss of each text as a whole, in nats, its end included."""
     import torch
 
-    found = []
-    for start in range(0, len(texts), rows):
-        ids, labels = _sheet(tokenizer, texts[start : start + rows])
-        with torch.inference_mode():
-            logits = model(ids).logits[:, :-1].float()
-        wanted = labels[:, 1:]
-        each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
-        found += each.view(wanted.shape).sum(1).tolist()
-    return found
+    def read(texts):
+        found = []
+        for start in range(0, len(texts), rows):
+            ids, labels = _sheet(tokenizer, texts[start : start + rows])
+            with torch.inference_mode():
+                logits = model(ids).logits[:, :-1].float()
+            wanted = labels[:, 1:]
+            each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
+            found += each.view(wanted.shape).sum(1).tolist()
+        return found
+
+    return runtime.sampled(read, list(texts))
 
 
 def exposures(model, tokenizer, secrets: Sequence[Canary], candidates: Sequence[str] = CODES) -> list[float]:
@@ -186,7 +189,8 @@ def learn_texts(
     adam = torch.optim.AdamW(weights, lr=rate)
     model.train()
     order = []
-    for _ in tqdm(range(round(passes * math.ceil(len(texts) / lot))), desc="training", leave=False):
+    steps = runtime.limited(round(passes * math.ceil(len(texts) / lot)), 3)
+    for _ in tqdm(range(steps), desc="training", leave=False):
         if noise is None:
             order = order or chance.sample(range(len(texts)), len(texts))
             batch, order = order[:lot], order[lot:]

@@ -4,6 +4,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,24 @@ import secrets_check
 
 from lecture_utils import models, runtime
 
+
+def as_if_started_by_hand() -> None:
+    """Forget what this process has inherited: the programs that tests start inherit it in turn.
+
+    A shell lets what it starts in the background ignore Ctrl-C; others close standard input or set another umask.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        os.fstat(0)
+    except OSError:
+        os.open(os.devnull, os.O_RDONLY)  # takes the lowest number that is free: 0
+    os.umask(0o022)
+    for name in ("LECTURE_SCALE", "LECTURE_BF16"):
+        os.environ.pop(name, None)
+
+
+as_if_started_by_hand()
 runtime.quiet()
 ROOT = Path(__file__).resolve().parent.parent
 # Every way to the network that a build could take fails, on any system.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lecture_utils import data
+from lecture_utils import chunking, data
 
 SECTIONS = {"23.1", "23.1.1", "23.1.2", "23.2.1", "23.2.2", "23.2.3", "23.3", "23.3.1", "23.3.2", "23.3.3",
             "23.3.4", "23.3.5", "23.3.6", "23.4", "23.5"}  # fmt: skip
@@ -128,7 +128,7 @@ def test_exact_terms_stand_in_their_query(qa):
     assert len(rows) == len({row["id"] for row in rows}) == len({row["query"] for row in rows}) == 60
     for row in rows:
         assert row["term"].lower() in row["query"].lower() and row["query"].lower() not in asked
-        assert row["heading"] in data.outline()[row["notebook"]]["headings"]
+        assert (row["notebook"], row["heading"]) in {(s.notebook, s.heading) for s in chunking.lecture()}
 
 
 def test_reviews_are_balanced_and_do_not_give_their_label_away():

@@ -49,9 +49,8 @@ def test_arrangement(path):
 
 def test_speaker_notes_are_those_of_the_outline():
     notes = tomllib.loads(decks.NOTES.read_text(encoding="utf-8"))
-    assert {stem: list(sections) for stem, sections in notes.items()} == {
-        stem: list(plan["headings"]) for stem, plan in OUTLINE.items()
-    }
+    for stem, sections in notes.items():  # a notebook without a table here has its notes in cells of its own
+        assert list(sections) == list(OUTLINE[stem]["headings"]), stem
     assert not [(s, h) for s, sections in notes.items() for h, note in sections.items() if not note.strip()]
 
 

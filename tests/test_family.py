@@ -16,7 +16,7 @@ def tiny():
 def test_subjects_cover_the_lecture_and_differ_in_their_first_token():
     tokenizer = models.load_tokenizer(models.LAPTOP_MODEL)
     first = {tokenizer(s, add_special_tokens=False)["input_ids"][0] for s in family.SUBJECTS.values()}
-    assert set(family.SUBJECTS) == set(data.outline()) and len(first) == len(family.SUBJECTS)
+    assert set(family.SUBJECTS) == set(data.lecture_qa()["train"]["notebook"]) and len(first) == len(family.SUBJECTS)
     assert set(family.METHODS) == set(family.configs())
 
 

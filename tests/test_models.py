@@ -410,3 +410,20 @@ def test_lecture_base_is_small():
 def test_an_encoder_is_no_chat_model():
     with pytest.raises(models.ModelError, match="all-minilm-l6-v2 is no chat model but sentence embeddings"):
         models.load_chat_model(models.EMBEDDING_MODEL)
+
+
+def test_at_smoke_scale_little_is_written_and_at_laptop_scale_all(tiny_folder):
+    """In a process of its own: the limit stays in the library."""
+    code = f"""
+import torch
+from lecture_utils import models
+model, tokenizer = models.load_chat_model({str(tiny_folder)!r})
+ids = torch.tensor([[5, 6, 7]])
+how = dict(attention_mask=torch.ones_like(ids), do_sample=False)
+print(model.generate(ids, max_new_tokens=30, min_new_tokens=30, **how).shape[1] - 3)
+print(model.generate(ids, max_new_tokens=2, min_new_tokens=2, **how).shape[1] - 3)
+"""
+    for scale, expected in (("smoke", ["4", "2"]), ("laptop", ["30", "2"])):
+        environment = os.environ | {"LECTURE_SCALE": scale}
+        out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert out.stdout.split() == expected

@@ -103,16 +103,6 @@ def test_heading_levels_do_not_jump(notebook):
             level = len(marks)
 
 
-def test_evidence_stands_where_the_data_says(notebook):
-    """Every key of lecture_qa stands in the section that its evidence names."""
-    text = sections(notebook)
-    for split in ("train", "test", "untrained"):
-        for row in data.lecture_qa()[split]:
-            if row["notebook"] == notebook.stem:
-                where = text.get(row["heading"], "")
-                assert data.contains_key(where, row["key"]), f"{row['key']!r} is not said under #{row['heading']}"
-
-
 def test_cells_are_small(notebook):
     lengths = []
     for cell in code(notebook):
@@ -181,6 +171,27 @@ def test_committed_as_run(notebook):
             shown = text + str(output.get("data", {}).get("text/html", ""))
             assert not re.search(r"\bnan\b", shown), f"a number that is none: cell {cell.id}"
             assert not re.search(r"(/root|/home/|/work/|/Users/|[A-Z]:\\\\)", text), f"a path: {text[:200]}"
+
+
+def test_committed_at_laptop_scale(notebook):
+    """The setup cell prints the scale."""
+    said = "".join(output.get("text", "") for output in code(notebook)[0].outputs)
+    assert "scale: laptop" in said, "run `make notebooks`, without LECTURE_SCALE"
+
+
+def test_cells_skipped_at_smoke_scale_are_listed_with_a_reason(notebook):
+    """They assert what training brings about. The list stands in the outline; the smoke run finds what it lacks."""
+    tagged = {cell.id for cell in code(notebook) if "full-scale" in tags(cell)}
+    listed = OUTLINE[notebook.stem].get("full_scale", {})
+    assert tagged == set(listed), "tag and list differ"
+    assert all(len(reason) > 10 for reason in listed.values())
+
+
+def test_no_cell_asks_for_the_smoke_scale(notebook):
+    """Sizes come from one table; helpers apply the limits."""
+    for cell in code(notebook):
+        assert "smoke()" not in cell.source and not re.search(r"""SCALE\s*==\s*["']smoke""", cell.source), cell.id
+        assert cell.source.count("smoke=") <= 1
 
 
 def test_figures_have_alt_text(notebook):

@@ -119,14 +119,16 @@ def test_a_fork_points_at_itself_and_nowhere_else_and_back(copy_repository, tmp_
     assert not changed
 
 
-def test_readme_badges_are_generated():
+def test_readme_table_is_generated():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert links.with_rows(readme) == readme, "run `make links`"
     for path in (ROOT / "notebooks").glob("*.ipynb"):
-        assert links.badges(path.stem) in readme, f"{path.stem} has no badges in the README"
+        assert links.badges(path.stem) in readme, f"{path.stem} has no row in the README"
 
 
 def test_ci_and_workflow_call_the_readmes_commands():
-    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "make test" in ci and "--full --only notebooks" in ci
     workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
     steps = " ".join(step.get("run", "") for step in workflow["jobs"]["test"]["steps"])
     assert "make test" in steps and "make lecture" in steps
@@ -183,7 +185,7 @@ def test_weekly_runs_everything_and_tells():
     assert {"schedule", "workflow_dispatch"} == set(weekly[True])  # YAML reads the key "on" as true
     jobs = weekly["jobs"]
     script = {name: "\n".join(step.get("run", "") for step in job["steps"]) for name, job in jobs.items()}
-    assert "make lecture" in script["newest"] and "make test" in script["newest"]
+    assert "make lecture NB=all" in script["newest"] and "make test FULL=1" in script["newest"]
     assert jobs["colab"]["container"] == "${{ vars.COLAB_IMAGE }}" and "COLAB_IMAGE != ''" in jobs["colab"]["if"]
     for name in ("newest", "colab"):
         assert f"lecture_utils.runtime > build/{name}.txt" in script[name]

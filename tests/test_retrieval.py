@@ -1,10 +1,13 @@
+import datetime
 import json
 import math
 import random
 import re
 
+import lecture
 import numpy as np
 import pytest
+import snapshot
 import torch
 
 from lecture_utils import chunking, data, retrieval
@@ -51,7 +54,7 @@ def test_sections_leave_out_notes_code_exercises_and_what_stands_before_the_firs
 
 @pytest.mark.parametrize("size, overlap", [(1, 0), (7, 0), (30, 10), (120, 30), (10_000, 9_999)])
 def test_chunks_hold_all_words_in_order_and_none_is_too_long(size, overlap):
-    text = next(s for s in chunking.sections(chunking.notebooks()[5]) if len(s.text.split()) > 400)
+    text = next(s for s in chunking.lecture() if len(s.text.split()) > 400)
     chunks = chunking.chunk(text, size, overlap)
     assert all(0 < len(c.text.split()) <= size for c in chunks)
     assert [c.number for c in chunks] == list(range(len(chunks)))
@@ -76,22 +79,31 @@ def test_an_empty_section_has_no_chunks_and_a_bad_overlap_is_refused():
             chunking.chunk(section("word " * 50), size, overlap)
 
 
-def test_the_corpus_is_the_lecture_without_09_and_its_links_lead_somewhere():
+def test_the_corpus_is_the_snapshot_without_09():
     chunks = chunking.corpus()
-    outline = data.outline()
     assert "09_rag" not in {c.notebook for c in chunks} and len({c.id for c in chunks}) == len(chunks)
-    for piece in chunks:
-        assert piece.title == outline[piece.notebook]["headings"][piece.heading]
-    assert chunks[0].link == "[01, What is a language model?](01_introduction.ipynb#what-is-a-language-model)"
+    assert {c.notebook for c in chunks} == {s.notebook for s in chunking.lecture()} - {"09_rag"}
+    assert chunks[0].link == f"[{chunks[0].notebook[:2]}, {chunks[0].title}]" + (
+        f"({chunks[0].notebook}.ipynb#{chunks[0].heading})"
+    )
+    datetime.date.fromisoformat(chunking.snapshot_date())
 
 
-def test_09_was_run_on_the_lecture_as_it_stands():
-    """It searches the text of the other notebooks: who changes one runs 09 again (make notebooks NB=09)."""
-    (path,) = (path for path in chunking.notebooks() if path.stem.startswith("09"))
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    printed = "".join(text for cell in cells for out in cell.get("outputs", []) for text in out.get("text", []))
-    as_it_stands = chunking.corpus(size=80, overlap=20)
-    assert f"{len(as_it_stands)} chunks of {len({c.notebook for c in as_it_stands})} notebooks" in printed
+def test_a_new_snapshot_is_the_text_of_the_notebooks(tmp_path, monkeypatch):
+    """`make snapshot`, written elsewhere."""
+    monkeypatch.setattr(chunking, "SNAPSHOT", tmp_path / "sections.json")
+    snapshot.main()
+    assert chunking.snapshot_date() == datetime.date.today().isoformat()
+    assert chunking.lecture() == [s for path in lecture.found(None) for s in chunking.sections(path)]
+
+
+def test_evidence_stands_where_the_data_says():
+    """Every key of lecture_qa stands in the section of the snapshot that its evidence names."""
+    text = {(s.notebook, s.heading): s.text for s in chunking.lecture()}
+    for split in ("train", "test", "untrained"):
+        for row in data.lecture_qa()[split]:
+            where = row["notebook"], row["heading"]
+            assert data.contains_key(text.get(where, ""), row["key"]), f"{row['key']!r} is not said in {where}"
 
 
 def test_every_question_with_evidence_in_the_corpus_has_a_chunk_that_holds_its_key():

@@ -17,8 +17,41 @@ def test_scale_follows_the_override_and_refuses_nonsense(monkeypatch):
         monkeypatch.setenv("LECTURE_SCALE", wanted)
         assert runtime.scale() == wanted
     monkeypatch.setenv("LECTURE_SCALE", "huge")
-    with pytest.raises(ValueError, match="laptop, gpu"):
+    with pytest.raises(ValueError, match="laptop, gpu, smoke"):
         runtime.scale()
+
+
+def test_smoke_scale_limits_what_helpers_do_and_no_other_scale_does(monkeypatch):
+    seen = []
+
+    def double(rows):
+        seen.append(list(rows))
+        return [2 * row for row in rows]
+
+    for scale in ("laptop", "gpu"):
+        monkeypatch.setenv("LECTURE_SCALE", scale)
+        assert not runtime.smoke() and runtime.limited(100, 3) == 100
+        assert runtime.sampled(double, [1, 2, 3, 4, 5]) == [2, 4, 6, 8, 10]
+    monkeypatch.setenv("LECTURE_SCALE", "smoke")
+    assert runtime.smoke() and (runtime.limited(100, 3), runtime.limited(2, 3)) == (3, 2)
+    assert runtime.sampled(double, [1, 2, 3, 4, 5], most=2) == [2, 4, 2, 4, 2]
+    assert runtime.sampled(double, [7], most=2) == [14] and runtime.sampled(double, [], most=2) == []
+    assert seen[-3:] == [[1, 2], [7], []]
+
+
+def test_sizes_of_a_scale_are_the_laptops_but_for_those_that_it_names(monkeypatch):
+    table = {"laptop": {"steps": 600, "rows": 16}, "smoke": {"steps": 2}, "gpu": {"rows": 64}}
+    for scale, expected in (
+        ("laptop", {"steps": 600, "rows": 16}),
+        ("smoke", {"steps": 2, "rows": 16}),
+        ("gpu", {"steps": 600, "rows": 64}),
+    ):
+        monkeypatch.setenv("LECTURE_SCALE", scale)
+        assert runtime.sizes(**table) == expected
+        with pytest.raises(KeyError, match="laptop lacks step"):
+            runtime.sizes(laptop={"steps": 600}, smoke={"step": 2})
+    monkeypatch.setenv("LECTURE_SCALE", "gpu")
+    assert runtime.sizes(laptop={"steps": 600}, smoke={"steps": 2}) == {"steps": 600}
 
 
 def test_a_small_card_is_still_a_laptop(monkeypatch):
@@ -305,12 +338,43 @@ def test_the_report_can_be_asked_for_from_a_shell():
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
-    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+    ("samples", "ours", "cores", "expected"),
+    [
+        (["0.00 0.01 0.05 1/80 99"] * 3, 2, 2, False),  # nobody else
+        (["2.00 0.01 0.05 3/80 99"] * 3, 2, 2, True),
+        (["2.00 0.01 0.05 3/80 99", "2.00 0.01 0.05 1/80 99"], 2, 2, False),  # for a moment only
+        (["2.00 0.01 0.05 3/80 99"] * 3, 2, 8, False),  # there is room for all
+        (["9.00 9.00 9.00 8/80 99"] * 3, 2, 8, True),
+    ],
 )
-def test_threads_do_not_wait_awake_for_long_unless_the_user_wants_it(before, after):
-    """Set before torch is there, for OpenMP reads it once."""
-    code = "import sys, os, lecture_utils; print('torch' in sys.modules, os.environ.get('GOMP_SPINCOUNT'))"
-    kept = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
-    out = subprocess.run([sys.executable, "-c", code], env=kept | before, capture_output=True, text=True, check=True)
-    assert out.stdout.split() == ["False", after]
+def test_crowded_is_where_others_want_our_cores(samples, ours, cores, expected):
+    assert lecture_utils.crowded(samples, ours, cores) is expected
+
+
+@pytest.mark.parametrize(
+    ("crowded", "before", "after"),
+    [
+        (False, {}, None),
+        (True, {}, "2000"),
+        (True, {"GOMP_SPINCOUNT": "7"}, "7"),
+        (True, {"OMP_WAIT_POLICY": "ACTIVE"}, None),
+    ],
+)
+def test_threads_sleep_soon_in_company_unless_the_user_wants_otherwise(crowded, before, after, monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(lecture_utils.os.path, "exists", lambda path: True)
+    monkeypatch.setattr(lecture_utils, "_look", list)
+    monkeypatch.setattr(lecture_utils.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(lecture_utils, "crowded", lambda *_: crowded)
+    lecture_utils._decide()
+    assert os.environ.get("GOMP_SPINCOUNT") == after
+
+
+def test_torch_is_not_loaded_before_its_threads_are_told_how_to_wait():
+    """OpenMP reads it once."""
+    code = "import sys, lecture_utils; print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"

@@ -445,7 +445,7 @@ def test_the_index_escapes_titles(tmp_path, monkeypatch):
     nbformat.write(new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# {SCRIPT}{PICTURE}")]), path)
     (tmp_path / "01_x.html").write_text("")
     monkeypatch.setattr(lecture, "found", lambda _: [path])
-    lecture.write_index({"01_x": {"seconds": 1, "peak_gb": 1.0, "failed": False, "jobs": 1}})
+    lecture.write_index({"01_x": {"seconds": 1, "peak_gb": 1.0, "failed": False, "jobs": 1, "day": "2026-11-28"}})
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert SCRIPT not in page and "<img" not in page and SCRIPT in Page(page).text
 

@@ -1,7 +1,6 @@
-"""tools/skeleton.py: a stranger's first notebook runs, and the contract asks for no more than content."""
+"""tools/skeleton.py: a stranger's first notebook, made as CONTRIBUTING.md says, passes `make check` and the smoke run."""
 
 import os
-import re
 import subprocess
 import sys
 
@@ -9,52 +8,37 @@ import lecture
 import pytest
 import skeleton
 
-TABLE = """
-[13_agents]
-title = "Agents"
-lecture = ["23.6"]
-gpu = false
-[13_agents.headings]
-loop = "A loop with tools"
-memory = "What it keeps"
-safety = "What may go wrong"
-exercises = "Exercises"
-summary = "Summary"
-"""
+from lecture_utils import data
 
 
-def test_what_is_there_is_kept_and_what_is_not_planned_is_told():
-    stem = lecture.found("12")[0].stem
-    before = lecture.found("12")[0].read_bytes()
+def test_what_is_there_is_kept_and_a_name_without_a_number_is_refused():
+    (there,) = lecture.found("12")
+    before = there.read_bytes()
     with pytest.raises(SystemExit, match="is there already; nothing was changed"):
-        skeleton.main(stem)
-    assert lecture.found("12")[0].read_bytes() == before
-    with pytest.raises(SystemExit, match=r"outline.toml has no table \[13_nowhere\].*headings"):
-        skeleton.main("13_nowhere")
+        skeleton.main(there.stem)
+    assert there.read_bytes() == before
+    with pytest.raises(SystemExit, match="two digits and words in lower case"):
+        skeleton.main("agents")
 
 
-def test_a_new_notebook_runs_and_lacks_only_content(copy_repository, tmp_path):
-    """As CONTRIBUTING.md says, in a copy of this repository."""
+def test_a_new_notebook_passes_the_check_and_the_smoke_run(copy_repository, tmp_path):
+    """In a copy of this repository, by the commands of CONTRIBUTING.md."""
     copy_repository(tmp_path)
-    outline = tmp_path / "lecture_utils" / "outline.toml"
-    outline.write_text(outline.read_text(encoding="utf-8") + TABLE, encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONUTF8": "1"}
 
     def run(*command):
-        environment = {"PYTHONPATH": str(tmp_path), "PYTHONUTF8": "1"}
-        return subprocess.run(
-            [sys.executable, *command],
-            cwd=tmp_path,
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-        )
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
-    made = run("tools/skeleton.py", "13_agents")
-    assert made.returncode == 0, made.stderr
-    ran = run("tools/lecture.py", "refresh", "13")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    checked = run("-m", "pytest", "-q", "-k", "13_agents", "tests/test_notebooks.py")
-    missing = set(re.findall(r"FAILED \S+::(\w+)\[13_agents\]", checked.stdout))
-    assert missing == {"test_predictions_corrections_and_three_ways"}, checked.stdout[-3000:]
-    assert run("-m", "ruff", "check", "notebooks").returncode == 0
-    assert run("-m", "ruff", "format", "--check", "notebooks").returncode == 0
+    def make(*target):  # with this environment, which is set up already
+        return run("make", *target, f"RUN={sys.executable}", "-o", ".venv/.installed")
+
+    for command in (("init", "-q"), ("add", ".")):
+        assert run("git", *command).returncode == 0
+    made = make("new", "NB=99_example", "TITLE=An example")
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert "[99 An example](" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    checked = make("check")
+    assert checked.returncode == 0, (checked.stdout + checked.stderr)[-5000:]
+    smoke = run(sys.executable, "-m", "pytest", "-q", "--nbval-lax", "notebooks/99_example.ipynb")
+    assert smoke.returncode == 0 and "passed" in smoke.stdout, smoke.stdout[-5000:]
+    assert "99_example" not in data.outline(), "only the copy was changed"

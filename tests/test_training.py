@@ -219,3 +219,10 @@ def test_orthogonal_brings_all_singular_values_near_one():
         out = training.orthogonal(torch.randn(shape), (3.4445, -4.775, 2.0315), 5)
         values = torch.linalg.svdvals(out)
         assert out.shape == shape and values.min() > 0.3 and values.max() < 1.3, values
+
+
+def test_at_smoke_scale_a_plan_has_few_steps(monkeypatch):
+    monkeypatch.setenv("LECTURE_SCALE", "smoke")
+    assert training.Plan(steps=600).steps == 20 and training.Plan(steps=3).steps == 3
+    monkeypatch.setenv("LECTURE_SCALE", "laptop")
+    assert training.Plan(steps=600).steps == 600

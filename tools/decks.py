@@ -36,7 +36,7 @@ def arrange(notebook, stem: str):
     What follows a prediction is a step of its own, so that the hall can guess before it sees.
     """
     copy = lecture.offline(notebook, notes=True, suffix=".html", anchor="#/")
-    notes = tomllib.loads(NOTES.read_text(encoding="utf-8"))[stem] if NOTES.exists() else {}
+    notes = tomllib.loads(NOTES.read_text(encoding="utf-8")).get(stem, {}) if NOTES.exists() else {}
     title, _, rest = copy.cells[0].source.partition("\n")
     _, _, rest = rest.strip().partition("\n")  # the line of badges
     about, _, plan = rest.strip().partition("\n\n")

@@ -1,12 +1,14 @@
 """Run and refresh the lecture's notebooks. Called by the Makefile.
 
-run      execute copies, write build/*.html and build/index.html
+run      execute copies, write build/*.html and build/index.html; what does not run is shown as committed
 refresh  execute in place and clean, so that what is committed is as run
 budget   hold the seconds and the memory of the last runs against the budgets
 """
 
 import argparse
 import contextlib
+import datetime
+import hashlib
 import html
 import importlib.resources
 import json
@@ -29,8 +31,9 @@ BUILD = ROOT / "build"
 TEMPLATES = Path(__file__).parent / "templates"
 RECORD = BUILD / "record.json"  # seconds and peak memory of each notebook's last run
 CELL_SECONDS = 1800
-SECONDS, LONGER, PEAK_GB, ALL_SECONDS = 180, 300, 1.8, 20 * 60  # budgets, on two cores with fast bf16
-LONG = ("03", "04", "05", "08")  # these train for longer
+# Budgets, on two cores with fast bf16. Some notebooks train for longer.
+SECONDS, PEAK_GB, ALL_SECONDS = 180, 1.8, 45 * 60
+LONGER = {"03": 240, "04": 240, "05": 300, "08": 300, "14": 240, "15": 240}
 HALF = 2  # times as long, at most, takes a notebook on half of the cores (10: 1.4, 06: 1.5, 03: 1.9, 12: 2.0)
 
 
@@ -44,9 +47,9 @@ class Run(NamedTuple):
 
 
 def found(wanted: str | None) -> list[Path]:
-    """Return the notebooks in lecture order; ``wanted`` is a number or the start of a name."""
+    """Return the notebooks in lecture order; ``wanted`` is a number, the start of a name, or "all"."""
     notebooks = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-    if wanted:
+    if wanted and wanted != "all":
         chosen = [n for n in notebooks if n.name.startswith(wanted.zfill(2) if wanted.isdigit() else wanted)]
         if not chosen:
             sys.exit(f"No notebook starts with {wanted!r}. There are: {', '.join(n.stem for n in notebooks)}")
@@ -101,6 +104,7 @@ def execute(path: Path, cell_done: Callable[[], object] = lambda: None) -> Run:
         kernel_name="python3",
         extra_arguments=["--log-level=ERROR"],  # each kernel warns that it speaks to us unencrypted
         resources={"metadata": {"path": str(path.parent)}},
+        skip_cells_with_tag="full-scale" if os.environ.get("LECTURE_SCALE") == "smoke" else "skip-execution",
         on_cell_executed=lambda cell, **_: cell.cell_type == "code" and cell_done(),
     )
     with Watch(lambda: held_by(client)) as watch:
@@ -117,7 +121,7 @@ def execute_all(paths: list[Path], jobs: int = 1) -> Iterator[tuple[Path, Run]]:
     from tqdm import tqdm
 
     if jobs > 1:
-        paths = sorted(paths, key=lambda path: not path.stem.startswith(LONG))
+        paths = sorted(paths, key=lambda path: path.stem[:2] not in LONGER)
     total = sum(cell.cell_type == "code" for path in paths for cell in nbformat.read(path, as_version=4).cells)
     layout = "{desc} {percentage:3.0f}%|{bar:24}| cell {n_fmt}/{total_fmt} [{elapsed}]"
     waiting, ended, running = iter(paths), queue.SimpleQueue(), []
@@ -143,7 +147,7 @@ def over_budget(record: dict) -> list[str]:
     """Return a line for each budget that a record (stem: seconds, peak_gb, jobs) breaks."""
     said = []
     for stem, took in record.items():
-        seconds = (LONGER if stem.startswith(LONG) else SECONDS) * (HALF if took["jobs"] > 1 else 1)
+        seconds = LONGER.get(stem[:2], SECONDS) * (HALF if took["jobs"] > 1 else 1)
         if took["seconds"] > seconds:
             said.append(f"{stem} took {took['seconds']} s; its budget is {seconds:.0f} s")
         if took["peak_gb"] > PEAK_GB:
@@ -160,14 +164,26 @@ def in_all(record: dict) -> int:
 
 def keep_record(runs: dict[str, Run], jobs: int = 1) -> dict:
     """Write how each run went, of ``jobs`` at a time, beside the notebooks that did not run now; return them all."""
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    record, today = read_record(), datetime.date.today().isoformat()
+    paths = {path.stem: path for path in found(None)}
     for stem, run in runs.items():
         took = {"seconds": round(run.seconds), "peak_gb": round(run.peak_gb, 2)}
-        record[stem] = took | {"failed": run.problem is not None, "jobs": jobs}
-    record = {path.stem: record[path.stem] for path in found(None) if path.stem in record}
+        took |= {"failed": run.problem is not None, "jobs": jobs}
+        record[stem] = took | {"day": today, "notebook": fingerprint(paths[stem])}
+    record = {stem: record[stem] for stem in paths if stem in record}
     RECORD.parent.mkdir(exist_ok=True)
     write_whole(RECORD, json.dumps(record, indent=1) + "\n")
     return record
+
+
+def read_record() -> dict:
+    """Return how the last run of each notebook went."""
+    return json.loads(RECORD.read_text()) if RECORD.exists() else {}
+
+
+def fingerprint(path: Path) -> str:
+    """Return a hash of a notebook's file: a page of another state of it is out of date."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def reason(problem: Exception) -> str:
@@ -205,20 +221,62 @@ def clean(notebook) -> None:
 def run(wanted: str | None, jobs: int) -> int:
     """Execute and write HTML; the sources stay as they are. Returns the number that failed."""
     BUILD.mkdir(exist_ok=True)
-    runs, started = {}, time.monotonic()
-    for path, done in execute_all(found(wanted), jobs):
+    runs, started, paths = {}, time.monotonic(), found(wanted)
+    jobs = min(jobs, len(paths))
+    os.environ |= shared_cores(jobs)
+    for path, done in execute_all(paths, jobs):
         runs[path.stem] = done
         clean(done.notebook)
-        (BUILD / f"{path.stem}.html").write_text(to_html(done.notebook, path.stem), encoding="utf-8")
-    write_index(keep_record(runs, jobs))
-    failed = sum(done.problem is not None for done in runs.values())
+        how = f"Run on this machine on {today()}, in {clock(round(done.seconds))} minutes."
+        (BUILD / f"{path.stem}.html").write_text(to_html(done.notebook, path.stem, how), encoding="utf-8")
     took = clock(round(time.monotonic() - started))
-    print(f"{len(runs) - failed} of {len(runs)} notebooks ran, in {took}. Open {os.path.relpath(BUILD / 'index.html')}")
+    record = keep_record(runs, jobs)
+    write_committed(record)
+    write_index(record, set(runs))
+    failed = sum(done.problem is not None for done in runs.values())
+    print(f"{len(runs) - failed} of {len(runs)} notebooks ran, in {took}.")
+    rest = "" if len(paths) == len(found(None)) else " The other notebooks: `make lecture NB=all`."
+    print(f"Open {os.path.relpath(BUILD / 'index.html')} in a browser.{rest}")
     return failed
 
 
+def write_committed(record: dict) -> None:
+    """Write the pages of the notebooks that have not run here as they are now; forget the runs of an older state."""
+    from tqdm import tqdm
+
+    for path in found(None):
+        if record.get(path.stem, {}).get("notebook") != fingerprint(path):
+            record.pop(path.stem, None)
+    others = [path for path in found(None) if path.stem not in record or not page_of(path).exists()]
+    for path in tqdm(others, desc="pages as committed", leave=False, file=sys.stdout):
+        record.pop(path.stem, None)
+        notebook = nbformat.read(path, as_version=4)
+        page_of(path).write_text(to_html(notebook, path.stem, "Outputs as committed."), encoding="utf-8")
+
+
+def page_of(path: Path) -> Path:
+    return BUILD / f"{path.stem}.html"
+
+
+def today() -> str:
+    return f"{datetime.date.today():%d %B %Y}".lstrip("0")
+
+
+def shared_cores(jobs: int) -> dict[str, str]:
+    """Return the environment of ``jobs`` processes that share the cores: so many threads for each, which fall asleep
+    soon when they wait (``lecture_utils/__init__.py`` says why)."""
+    if jobs == 1:
+        return {}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"OMP_NUM_THREADS": str(max(1, -(-cores // jobs))), "GOMP_SPINCOUNT": "2000"}
+
+
 def refresh(wanted: str | None) -> int:
-    """Execute in place and clean; a notebook that fails is left as it was."""
+    """Execute in place and clean; a notebook that fails is left as it was. What is committed is run at laptop scale."""
+    if os.environ.get("LECTURE_SCALE", "laptop") != "laptop":
+        sys.exit(
+            f"LECTURE_SCALE={os.environ['LECTURE_SCALE']}: notebooks are committed as run at laptop scale. Unset it."
+        )
     runs, notebooks = {}, found(wanted)
     for path, done in execute_all(notebooks):
         if done.problem is None:
@@ -232,9 +290,9 @@ def refresh(wanted: str | None) -> int:
 def budget(wanted: str | None) -> int:
     """Print which budgets the record breaks; return how many."""
     if not RECORD.exists():
-        sys.exit("Nothing is recorded yet: run `make lecture` first.")
+        sys.exit("Nothing is recorded yet: run `make lecture NB=all` first.")
     chosen = {path.stem for path in found(wanted)}
-    broken = over_budget({stem: took for stem, took in json.loads(RECORD.read_text()).items() if stem in chosen})
+    broken = over_budget({stem: took for stem, took in read_record().items() if stem in chosen})
     print("\n".join(broken) or "Every notebook is within its budget.")
     return len(broken)
 
@@ -285,32 +343,37 @@ def split_exercise(source: str) -> tuple[str, str]:
     return (source[: found.start()].rstrip(), source[found.start() :]) if found else (source, "")
 
 
-def to_html(notebook, name: str) -> str:
-    """Render a notebook as one page that needs no network."""
+def to_html(notebook, name: str, how: str = "") -> str:
+    """Render a notebook as one page that needs no network; ``how`` it came about stands at its top."""
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(template_name="page", extra_template_basedirs=[str(TEMPLATES)], embed_images=True)
-    resources = {"metadata": {"name": name}, "lecture": {"mathjax": mathjax()}}
+    resources = {"metadata": {"name": name}, "lecture": {"mathjax": mathjax(), "how": how}}
     page = offline(notebook, notes=False, suffix=".html")  # the other pages lie beside this one
     return exporter.from_notebook_node(page, resources=resources)[0]
 
 
-def write_index(record: dict) -> None:
-    """Write build/index.html over every page there is, with seconds and peak memory and their sum."""
+def write_index(record: dict, now: set[str] = frozenset()) -> None:
+    """Write build/index.html over all pages: which ran ``now`` or earlier on this machine, in how long and with how
+    much memory at the peak, and which show the committed outputs."""
     rows = []
     for path in found(None):
-        if not (BUILD / f"{path.stem}.html").exists() or path.stem not in record:
-            continue
-        took = record[path.stem]
         heading = html.escape(title(nbformat.read(path, as_version=4)))
-        note = " <strong>failed</strong>" if took["failed"] else ""
-        link = f'<a href="{path.stem}.html">{heading}</a>{note}'
-        rows.append(f"<tr><td>{link}<td>{clock(took['seconds'])}<td>{took['peak_gb']:.2f} GB</tr>")
-    total = clock(in_all(record))
-    peak = max(took["peak_gb"] for took in record.values())
-    jobs = max(took["jobs"] for took in record.values())
-    all_of_them = "together" if jobs == 1 else f"together, {jobs} at a time"
-    rows.append(f"<tr><th>{all_of_them}<th>{total}<th>at most {peak:.2f} GB</tr>")
+        if not page_of(path).exists():
+            continue
+        if (took := record.get(path.stem)) is None:
+            how, gb = "as committed", ""
+        else:
+            when = "run now" if path.stem in now else f"run on {took['day']}"
+            how, gb = f"{when} on this machine, {clock(took['seconds'])}", f"{took['peak_gb']:.2f} GB"
+            if took["failed"]:
+                how = f"<strong>failed</strong> ({how})"
+        rows.append(f'<tr><td><a href="{path.stem}.html">{heading}</a><td>{how}<td>{gb}</tr>')
+    if len(record) > 1:
+        jobs = max(took["jobs"] for took in record.values())
+        together = "together" if jobs == 1 else f"together, {jobs} at a time"
+        peak = max(took["peak_gb"] for took in record.values())
+        rows.append(f"<tr><th>{together}<th>{clock(in_all(record))}<th>at most {peak:.2f} GB</tr>")
     page = (TEMPLATES / "index.html").read_text(encoding="utf-8").replace("<!-- notebooks -->", "\n".join(rows))
     (BUILD / "index.html").write_text(page, encoding="utf-8")
 
@@ -323,7 +386,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     actions = {"run": run, "refresh": refresh, "budget": budget}
     parser.add_argument("action", choices=actions)
-    parser.add_argument("notebook", nargs="?", help="a number (08) or the start of a name; default: all")
+    parser.add_argument("notebook", nargs="?", help="a number (08), the start of a name, or all (default)")
     parser.add_argument("--jobs", type=int, default=1, help="run: so many notebooks at a time (default: 1)")
     given = parser.parse_args()
     if given.jobs < 1:

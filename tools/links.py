@@ -1,4 +1,4 @@
-"""Write the repository's address into badges, setup cells, README and citation.
+"""Write the repository's address into badges, setup cells, README and citation, and the README's table.
 
     python tools/links.py              rewrite everything from pyproject.toml
     python tools/links.py owner/name   set the address there first
@@ -91,6 +91,24 @@ def packages_of(source: str) -> tuple[str, ...]:
     return tuple(re.findall(r'(?<!=)"([\w-]+)"', source.split("runtime.setup(")[1]))
 
 
+def rows() -> str:
+    """Return the README's table of the notebooks: a row for each in the outline that there is."""
+    lines = ["| notebook | lecture | | 2 cores | Binder | |", "|---|---|---|---|---|---|"]
+    outline = data.outline()
+    for path in lecture.found(None):
+        plan, sections = outline[path.stem], outline[path.stem]["lecture"]
+        name = f"[{path.stem[:2]} {plan['short']}](notebooks/{path.name})"
+        where = sections[0] if len(sections) == 1 else f"{sections[0]} – {sections[-1]}"
+        cells = (name, where, plan["about"], *plan["minutes"], badges(path.stem))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def with_rows(readme: str) -> str:
+    """Return the README with its table made anew."""
+    return re.sub(r"(?m)^\| notebook \|.*(\n\|.*)*", lambda _: rows(), readme, count=1)
+
+
 def rewrite(text: str, slug: str, branch: str) -> str:
     """Return a text whose addresses of this repository name another owner/name and branch."""
     for place in PLACES:
@@ -110,7 +128,7 @@ def main(wanted: str | None) -> None:
     slug, branch = project()
     for name in ("README.md", "CITATION.cff", "CONTRIBUTING.md"):
         path = ROOT / name
-        lecture.write_whole(path, rewrite(path.read_text(encoding="utf-8"), slug, branch))
+        lecture.write_whole(path, with_rows(rewrite(path.read_text(encoding="utf-8"), slug, branch)))
     outline = data.outline()
     for path in lecture.found(None):
         notebook = nbformat.read(path, as_version=4)

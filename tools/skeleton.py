@@ -1,9 +1,13 @@
-"""Write the skeleton of a new notebook: `make new NB=13_agents`.
+"""Make a new notebook: `make new NB=13_agents`, or with its title: TITLE="Agents that use tools".
 
-Title and headings come from its table in lecture_utils/outline.toml. The skeleton runs as it is;
-`make check` then names what is missing, which is the list of what to write.
+Title and headings come from its table in lecture_utils/outline.toml; where there is none, it is given one to be edited.
+The notebook is a skeleton that runs, and it is run: `make check` and the smoke run pass from the beginning, and the
+README has its row.
 """
 
+import argparse
+import json
+import re
 import sys
 
 import lecture
@@ -12,6 +16,22 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from lecture_utils import data
+
+TABLE = """
+[{stem}]
+title = {title}
+lecture = ["after 23.5"]
+short = {title}
+about = "what it is about, in a few words"
+minutes = ["…", "…"]
+gpu = false
+[{stem}.headings]
+first-idea = "The first idea"
+second-idea = "The second idea"
+third-idea = "The third idea"
+exercises = "Exercises"
+summary = "Summary"
+"""
 
 HEADER = """# {title}
 
@@ -28,7 +48,12 @@ IMPORTS = """import torch
 
 from lecture_utils import exercises, plotting"""
 
-CLAIM = "One claim, one small cell, one visible result. **Predict first.** What will the figure show?"
+CLAIM = """A question that the reader understands with what came before, then the idea in words and a picture.
+
+**Predict first.** What will the figure show?"""
+BOX = """> **The 2023 lecture** says this of it. Where this notebook goes beyond that lecture, say so."""
+EQUAL = """by_hand = sum(value**2 for value in values) / len(values)
+assert torch.isclose(by_hand, values.square().mean())"""
 
 FIGURE = '''values = torch.linspace(0, 1, 20).square()
 fig, ax = plotting.figure(5, 2.4)
@@ -84,24 +109,37 @@ def skeleton(stem: str) -> nbformat.NotebookNode:
         else:
             add(new_markdown_cell, f"{title}\n\n{CLAIM}", "slide", id=heading)
             add(new_code_cell, FIGURE)
-            add(new_markdown_cell, "What the reader now knows, and what is still open.", "fragment")
+            add(new_markdown_cell, "What the figure shows, what it means, and what it does not mean.", "fragment")
+            add(new_markdown_cell, "By hand and with the library, the same:")
+            add(new_code_cell, EQUAL)
+            if heading == next(iter(plan["headings"])):
+                add(new_markdown_cell, BOX, "fragment")
     return new_notebook(cells=cells, metadata={"accelerator": "GPU"} if plan["gpu"] else {})
 
 
-def main(stem: str) -> None:
-    path = lecture.NOTEBOOKS / f"{stem}.ipynb"
+def main(stem: str, name: str = "") -> None:
+    """Write the notebook, run it, and give it its place in the outline and the README."""
+    path, outline = lecture.NOTEBOOKS / f"{stem}.ipynb", lecture.ROOT / "lecture_utils" / "outline.toml"
+    if not re.fullmatch(r"\d\d_[a-z0-9_]+", stem):
+        sys.exit(f"{stem!r}: a notebook's name is two digits and words in lower case, such as 13_agents.")
     if path.exists():
         sys.exit(f"notebooks/{path.name} is there already; nothing was changed.")
     if stem not in data.outline():
-        sys.exit(
-            f"lecture_utils/outline.toml has no table [{stem}]. Give it one: title, lecture, gpu, and "
-            f"[{stem}.headings], the last two of them exercises and summary."
-        )
+        given = json.dumps(name or stem[3:].replace("_", " ").capitalize(), ensure_ascii=False)
+        planned = outline.read_text(encoding="utf-8").rstrip() + "\n" + TABLE.format(stem=stem, title=given)
+        lecture.write_whole(outline, planned)
     notebook = skeleton(stem)
     lecture.clean(notebook)
     lecture.write_whole(path, nbformat.writes(notebook) + "\n")
-    print(f"notebooks/{path.name} is written. Next: `make notebooks NB={stem}`, `make check`.")
+    if lecture.refresh(stem):
+        sys.exit(f"notebooks/{path.name} is written but did not run to its end.")
+    links.main(None)
+    print(f"notebooks/{path.name} is written and in the README. Edit it and its table in lecture_utils/outline.toml.")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else sys.exit("Which one? make new NB=13_agents"))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stem", help="its number and name: 13_agents")
+    parser.add_argument("--title", default="", help="its title, if the outline has none yet")
+    given = parser.parse_args()
+    main(given.stem, given.title)

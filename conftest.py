@@ -1,0 +1,60 @@
+"""Notebooks under pytest: at smoke scale by default, at laptop scale with ``--full``.
+
+At smoke scale every cell runs, but nothing is trained for more than a few steps. A cell that asserts what only
+training brings about has the tag ``full-scale`` and is skipped then; ``lecture_utils/outline.toml`` says why.
+"""
+
+import os
+from collections import Counter
+
+import pytest
+
+from lecture_utils import data
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="run the notebooks at laptop scale (default: smoke scale)")
+
+
+def scale(config) -> str:
+    """Return the scale that the notebooks run at. Without an option the environment may choose."""
+    if config.getoption("--full"):
+        return "laptop"
+    return os.environ.get("LECTURE_SCALE") or "smoke"
+
+
+def is_cell(item) -> bool:
+    return item.path.suffix == ".ipynb" and hasattr(item, "cell")
+
+
+def pytest_collection_modifyitems(config, items):
+    if scale(config) != "smoke":
+        return
+    for item in items:
+        if is_cell(item) and "full-scale" in item.cell.metadata.get("tags", ()):
+            reasons = data.outline().get(item.path.stem, {}).get("full_scale", {})
+            item.add_marker(pytest.mark.skip(reason=reasons.get(item.cell.id, "needs the full scale")))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    """The kernel of a notebook starts before its first cell and inherits the scale; the unit tests do not see it."""
+    if not is_cell(item):
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LECTURE_SCALE", scale(item.config))
+        return (yield)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Print how long each notebook took."""
+    seconds = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            name = getattr(report, "nodeid", "").split("::")[0]
+            if name.endswith(".ipynb"):
+                seconds[name] += report.duration
+    if seconds:
+        terminalreporter.section(f"notebooks at {scale(config)} scale")
+        for name, took in sorted(seconds.items()):
+            terminalreporter.write_line(f"{took:5.0f} s  {name}")
