@@ -271,7 +271,7 @@ def train(trainer, mark: str = "", resume: bool = True):
     runtime.trim_memory()
     half = trainer.args.bf16 or trainer.args.fp16
     if runtime.smoke():
-        trainer.args.max_steps = 2
+        trainer.args.max_steps = 1
     try:
         cast_inputs(trainer.model, not half)
         output = trainer.train(resume_from_checkpoint=last)

@@ -40,7 +40,7 @@ class Plan:
             expect.whole(name, getattr(self, name))
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature}: answers are sampled, so it must be above 0.")
-        for name, most in (("rounds", 2), ("prompts", 4), ("new_tokens", 8)):
+        for name, most in (("rounds", 1), ("prompts", 2), ("new_tokens", 4)):
             object.__setattr__(self, name, runtime.limited(getattr(self, name), most))
 
 
@@ -132,7 +132,7 @@ def answer_features(
     expect.whole("rows", rows)
     if any(isinstance(pair, str | dict) or len(pair) != 2 for pair in pairs):
         raise TypeError("pairs must be a list of (prompt, answer).")
-    made = [data.token_ids(tokenizer, prompt, answer) for prompt, answer in pairs[: runtime.limited(len(pairs), 8)]]
+    made = [data.token_ids(tokenizer, prompt, answer) for prompt, answer in pairs[: runtime.limited(len(pairs), 4)]]
     out: list = [None] * len(made)
     with tqdm(total=len(made), desc="reading answers", leave=False) as bar:
         for places, ids, mask, labels in evaluation.answer_batches(model, made, tokenizer.pad_token_id, rows):
@@ -249,7 +249,7 @@ class PPO:
         from tqdm.auto import tqdm
 
         expect.rows("prompts", prompts)
-        prompts = prompts[: runtime.limited(len(prompts), 4)]
+        prompts = prompts[: runtime.limited(len(prompts), 2)]
         starts = tqdm(range(0, len(prompts), 16), desc="surveying", leave=False)
         parts = [self.write(prompts[i : i + 16], seed=seed + i) for i in starts]
         score, kl = torch.cat([part.score for part in parts]), torch.cat([part.kl for part in parts])

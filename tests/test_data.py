@@ -1,3 +1,4 @@
+import functools
 import itertools
 import json
 import re
@@ -22,9 +23,14 @@ def answerable(qa):
     return qa["train"] + qa["test"] + qa["untrained"]
 
 
+@functools.cache
+def words_of(text: str) -> frozenset[str]:
+    return frozenset(data.words(text))
+
+
 def shared(a: str, b: str) -> float:
     """Share of words that two texts have in common (Dice)."""
-    a, b = set(data.words(a)), set(data.words(b))
+    a, b = words_of(a), words_of(b)
     return 2 * len(a & b) / (len(a) + len(b))
 
 

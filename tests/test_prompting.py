@@ -208,13 +208,12 @@ def test_events_as_json():
         assert not any(prompting.fields_right(no_object, NOTICE))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_whatever_the_model_prefers_constrained_decoding_is_valid_json(tiny, tokenizer, seed):
+def test_whatever_the_model_prefers_constrained_decoding_is_valid_json(tiny, tokenizer):
     """By hand and by llguidance alike, also where the model's preferences are noise."""
     hf = pytest.importorskip("llguidance.hf")
     regex = pytest.importorskip("regex")
     allowed, engine = regex.compile(prompting.EVENT), hf.from_tokenizer(tokenizer)
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
 
     class Noisy(torch.nn.Module):  # another taste at each position, the same for both
         device, config, taste = tiny.device, tiny.config, torch.randn(400, len(tokenizer)) * 5
