@@ -19,7 +19,7 @@ help:       ## list the targets
 	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 lecture: setup   ## set up, run the main example, write build/index.html (NB=03 runs another, NB=all all)
-	$(RUN) tools/lecture.py run --jobs $(JOBS) $(or $(NB),08)
+	$(RUN) tools/lecture.py run $(or $(NB),08) --jobs $(JOBS)
 
 test: setup      ## set up, lint, run the unit tests and a few steps of every notebook (FULL=1: whole notebooks)
 	$(RUN) tools/verify.py --jobs $(JOBS) $(if $(FULL),--full)
