@@ -13,14 +13,15 @@ from lecture_utils import data
 
 
 def pytest_addoption(parser):
-    parser.addoption("--full", action="store_true", help="run the notebooks at laptop scale (default: smoke scale)")
+    group = parser.getgroup("lecture")
+    usual = os.environ.get("LECTURE_SCALE") or "smoke"
+    group.addoption("--scale", dest="scale", default=usual, help=f"the scale of the notebooks (default here: {usual})")
+    group.addoption("--full", dest="scale", action="store_const", const="laptop", help="short for --scale laptop")
 
 
 def scale(config) -> str:
-    """Return the scale that the notebooks run at. Without an option the environment may choose."""
-    if config.getoption("--full"):
-        return "laptop"
-    return os.environ.get("LECTURE_SCALE") or "smoke"
+    """Return the scale that the notebooks run at."""
+    return config.option.scale
 
 
 def is_cell(item) -> bool:

@@ -361,16 +361,29 @@ def test_crowded_is_where_others_want_our_cores(samples, ours, cores, expected):
     ],
 )
 def test_threads_sleep_soon_in_company_unless_the_user_wants_otherwise(crowded, before, after, monkeypatch):
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in before.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(lecture_utils.os.path, "exists", lambda path: True)
     monkeypatch.setattr(lecture_utils, "_look", list)
     monkeypatch.setattr(lecture_utils.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     monkeypatch.setattr(lecture_utils, "crowded", lambda *_: crowded)
     lecture_utils._decide()
     assert os.environ.get("GOMP_SPINCOUNT") == after
+
+
+@pytest.mark.parametrize("said", [OSError(), ["", "", ""], ["0.0 0.0 0.0 strange"]])
+def test_an_odd_system_keeps_the_default(said, monkeypatch):
+    def look():
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(lecture_utils, "_look", look)
+    lecture_utils._decide()
+    assert "GOMP_SPINCOUNT" not in os.environ
 
 
 def test_torch_is_not_loaded_before_its_threads_are_told_how_to_wait():

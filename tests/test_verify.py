@@ -70,9 +70,9 @@ def project(tmp_path):
     return tmp_path
 
 
-def run_pytest(project, *options):
+def run_pytest(project, *options, **variables):
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "--nbval-lax", "--nbval-current-env", *options]
-    return subprocess.run(command, cwd=project, capture_output=True, text=True)
+    return subprocess.run(command, cwd=project, env=os.environ | variables, capture_output=True, text=True)
 
 
 def test_notebooks_run_at_smoke_scale_or_full_and_unit_tests_see_neither(project):
@@ -83,6 +83,11 @@ def test_notebooks_run_at_smoke_scale_or_full_and_unit_tests_see_neither(project
     assert full.returncode == 0 and "4 passed" in full.stdout and "notebooks at laptop scale" in full.stdout, (
         full.stdout
     )
+
+
+def test_the_environment_may_choose_the_scale_of_notebooks(project):
+    chosen = run_pytest(project, "01_small.ipynb", LECTURE_SCALE="laptop")
+    assert chosen.returncode == 0 and "3 passed" in chosen.stdout, chosen.stdout
 
 
 def test_a_cell_that_needs_training_and_is_not_marked_fails(project):

@@ -368,7 +368,7 @@ def write_index(record: dict, now: set[str] = frozenset()) -> None:
             how, gb = f"{when} on this machine, {clock(took['seconds'])}", f"{took['peak_gb']:.2f} GB"
             if took["failed"]:
                 how = f"<strong>failed</strong> ({how})"
-        rows.append(f'<tr><td><a href="{path.stem}.html">{heading}</a><td>{how}<td>{gb}</tr>')
+        rows.append(f'<tr><td><a href="{path.stem}.html">{path.stem[:2]} {heading}</a><td>{how}<td>{gb}</tr>')
     if len(record) > 1:
         jobs = max(took["jobs"] for took in record.values())
         together = "together" if jobs == 1 else f"together, {jobs} at a time"
