@@ -188,7 +188,7 @@ def size(documents: list[str]) -> int:
 
 
 def _packages() -> tuple[str, ...]:
-    return PACKAGES[: runtime.limited(len(PACKAGES), 0)]
+    return runtime.few(PACKAGES, 0)
 
 
 def _installed() -> str:

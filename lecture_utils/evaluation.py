@@ -81,17 +81,15 @@ def answer_log_probabilities(model, tokenizer, pairs, batch_size: int = 10, **te
     """
     import torch
 
-    def judge(pairs):
-        rows = [token_ids(tokenizer, pair["question"], pair["answer"], **template_options) for pair in pairs]
-        found = [torch.empty(0)] * len(rows)
-        for places, *batch in answer_batches(model, rows, tokenizer.pad_token_id, batch_size):
-            with torch.inference_mode():
-                losses, counted = completion_losses(model, *batch)
-            for i, own, there in zip(places, losses, counted, strict=True):
-                found[i] = -own[there].cpu()
-        return found
-
-    return runtime.sampled(judge, list(pairs))
+    pairs = list(pairs)
+    rows = [token_ids(tokenizer, pair["question"], pair["answer"], **template_options) for pair in runtime.few(pairs)]
+    found = [torch.empty(0)] * len(rows)
+    for places, *batch in answer_batches(model, rows, tokenizer.pad_token_id, batch_size):
+        with torch.inference_mode():
+            losses, counted = completion_losses(model, *batch)
+        for i, own, there in zip(places, losses, counted, strict=True):
+            found[i] = -own[there].cpu()
+    return runtime.spread(found, len(pairs))
 
 
 def answer_loss(model, tokenizer, pairs, batch_size: int = 10, **template_options) -> float:
@@ -167,27 +165,25 @@ def complete(
     expect.texts("texts", texts, least=0)
     if "" in texts:
         raise ValueError(f"texts[{texts.index('')}] is empty: there is nothing to go on from.")
+    count, texts = len(texts), runtime.few(texts)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    written = [""] * len(texts)
     how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-
-    def write(texts):
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        written = [""] * len(texts)
-        for batch in _batches(order, batch_size):
-            rows = tokenizer([texts[i] for i in batch], add_special_tokens=False)["input_ids"]
-            ids, mask, cache = read_together(model, rows, tokenizer.pad_token_id)
-            if processor:
-                how["logits_processor"] = [processor()]
-            with torch.inference_mode():
-                out = model.generate(
-                    input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=max_new_tokens,
-                    pad_token_id=tokenizer.pad_token_id, **how,
-                )  # fmt: skip
-            new = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
-            for i, text in zip(batch, new, strict=True):
-                written[i] = text
-        return written
-
-    return runtime.sampled(write, texts)
+    for batch in _batches(order, batch_size):
+        rows = tokenizer([texts[i] for i in batch], add_special_tokens=False)["input_ids"]
+        ids, mask, cache = read_together(model, rows, tokenizer.pad_token_id)
+        if processor:
+            how["logits_processor"] = [processor()]
+        with torch.inference_mode():
+            out = model.generate(
+                input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id, **how,
+            )  # fmt: skip
+        for i, text in zip(
+            batch, tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True), strict=True
+        ):
+            written[i] = text
+    return runtime.spread(written, count)
 
 
 def generate_answers(

@@ -143,7 +143,7 @@ class Outcome:
 
 def score(model, tokenizer, split: str) -> tuple[int, int]:
     """Return (right, total) over the questions of a split."""
-    asked, subjects = (column[: runtime.limited(len(column), 8)] for column in questions(split))
+    asked, subjects = (runtime.few(column, 8) for column in questions(split))
     model.eval()
     right = 0
     with torch.inference_mode():

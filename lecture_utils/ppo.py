@@ -132,7 +132,7 @@ def answer_features(
     expect.whole("rows", rows)
     if any(isinstance(pair, str | dict) or len(pair) != 2 for pair in pairs):
         raise TypeError("pairs must be a list of (prompt, answer).")
-    made = [data.token_ids(tokenizer, prompt, answer) for prompt, answer in pairs[: runtime.limited(len(pairs), 4)]]
+    made = [data.token_ids(tokenizer, prompt, answer) for prompt, answer in runtime.few(pairs, 4)]
     out: list = [None] * len(made)
     with tqdm(total=len(made), desc="reading answers", leave=False) as bar:
         for places, ids, mask, labels in evaluation.answer_batches(model, made, tokenizer.pad_token_id, rows):
@@ -142,7 +142,7 @@ def answer_features(
                 out[i] = (answer[-1] if last else answer.mean(0)).cpu()
             bar.update(len(places))
     runtime.trim_memory()
-    return torch.stack(out)[torch.arange(len(pairs)) % len(made)]  # at smoke scale a few stand for all
+    return runtime.spread(torch.stack(out), len(pairs))
 
 
 @dataclass
@@ -249,7 +249,7 @@ class PPO:
         from tqdm.auto import tqdm
 
         expect.rows("prompts", prompts)
-        prompts = prompts[: runtime.limited(len(prompts), 2)]
+        prompts = runtime.few(prompts)
         starts = tqdm(range(0, len(prompts), 16), desc="surveying", leave=False)
         parts = [self.write(prompts[i : i + 16], seed=seed + i) for i in starts]
         score, kl = torch.cat([part.score for part in parts]), torch.cat([part.kl for part in parts])

@@ -79,7 +79,7 @@ def choice_log_probabilities(model, tokenizer, conversations, choices: Sequence[
     ids = [tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in choices]
     prompts = [
         tokenizer(data.render(tokenizer, asked)[0], add_special_tokens=False)["input_ids"]
-        for asked in conversations[: runtime.limited(len(conversations), 2)]
+        for asked in runtime.few(conversations)
     ]
     out = torch.zeros(len(prompts), len(choices))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -101,7 +101,7 @@ def choice_log_probabilities(model, tokenizer, conversations, choices: Sequence[
             else:
                 wanted = torch.tensor(ids[column]).expand(len(batch), -1)
                 out[batch, column] = token_log_probabilities(logits, wanted).sum(1)
-    return out[torch.arange(len(conversations)) % max(len(prompts), 1)]  # at smoke scale a few stand for all
+    return runtime.spread(out, len(conversations))
 
 
 def first_of(answer: str, choices: Sequence[str]) -> str | None:

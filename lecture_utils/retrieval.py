@@ -104,17 +104,17 @@ class Embedder:
             return torch.zeros(0, self.model.config.hidden_size)
         return torch.stack([self._known[text] for text in texts])
 
-    def _stand_in(self, texts: list[str], most: int = 16) -> list[str]:
-        """Return the texts to embed. At smoke scale the first ``most``; the others get random directions."""
+    def _stand_in(self, texts: list[str]) -> list[str]:
+        """Return the texts to embed. At smoke scale only a few; the others get random directions."""
         import torch
 
-        most = runtime.limited(len(texts), most)
-        if most == len(texts):
+        read = runtime.few(texts, 16)
+        if len(read) == len(texts):
             return texts
         chance = torch.Generator().manual_seed(len(self._known))
-        vectors = torch.randn(len(texts) - most, self.model.config.hidden_size, generator=chance)
-        self._known |= zip(texts[most:], torch.nn.functional.normalize(vectors, dim=1), strict=True)
-        return texts[:most]
+        vectors = torch.randn(len(texts) - len(read), self.model.config.hidden_size, generator=chance)
+        self._known |= zip(texts[len(read) :], torch.nn.functional.normalize(vectors, dim=1), strict=True)
+        return read
 
 
 def mean_pool(hidden, mask):

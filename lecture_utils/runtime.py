@@ -3,8 +3,8 @@
 One decision is made here and nowhere else: the *scale*. ``laptop`` (two cores, 2 GB,
 no GPU) is the default; ``gpu`` needs a CUDA card of 15 GB or more, and a notebook that
 asks for it (``setup``). At ``smoke`` every cell runs through the same code, but training
-stops after a few steps, generation after a few tokens, and evaluations look at a few rows:
-for tests. The environment variable ``LECTURE_SCALE`` overrides the choice.
+stops after a few steps, generation after a few tokens, and evaluations look at a few rows.
+That is the scale of the tests. The environment variable ``LECTURE_SCALE`` overrides the choice.
 """
 
 import ctypes
@@ -23,7 +23,6 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable
 
 import lecture_utils
 from lecture_utils import expect
@@ -63,13 +62,17 @@ def limited(number: int, most: int) -> int:
     return min(number, most) if smoke() else number
 
 
-def sampled(function: Callable[[list], list], rows: list, most: int = 2) -> list:
-    """Return ``function(rows)``, one result for each row. At smoke scale only the first ``most`` rows are computed,
-    and their results stand for the others in turn."""
-    if not smoke() or len(rows) <= most:
-        return function(rows)
-    results = function(rows[:most])
-    return [results[i % most] for i in range(len(rows))]
+def few(rows, most: int = 2):
+    """Return ``rows``, at smoke scale the first ``most`` of them."""
+    return rows[:most] if smoke() else rows
+
+
+def spread(results, count: int):
+    """Return the results of ``few`` rows as those of ``count`` rows: at smoke scale each stands for several."""
+    if len(results) == count:
+        return results
+    places = [i % len(results) for i in range(count)]
+    return [results[i] for i in places] if isinstance(results, list) else results[places]  # else a tensor
 
 
 def sizes(laptop: dict, smoke: dict, gpu: dict | None = None) -> dict:
@@ -225,9 +228,6 @@ def quiet() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # else each trainer of trl tells the hub model and card
     if scale() != "gpu":  # a GPU run downloads gigabytes: there the bar is wanted
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        # On a CPU, bitsandbytes would compile its operations at their first use, which takes 20 seconds. Nothing here
-        # is called often enough to make up for that.
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # cpp_extension: torch with CUDA on a machine without a card, as Colab is by default, says so when it compiles
     for name in ("bitsandbytes", "torchao", "accelerate", "transformers", "trl", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -235,6 +235,12 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     warnings.filterwarnings("ignore", message="IProgress not found")  # text bars do as well
+
+
+def compile_nothing() -> None:
+    """Keep bitsandbytes from compiling its operations at their first use, which takes 20 seconds on a CPU. Nothing here
+    is called often enough to make up for that."""
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 def whole_imports(*_) -> None:
@@ -366,6 +372,7 @@ def setup(*packages: str, seed: int = 0, lecture: str = "", gpu: bool = False) -
     here = scale()
     if here != "gpu":
         use_less_memory()
+        compile_nothing()
     print(versions("lecture-utils", *packages))
     print(f"scale: {here}, device: {device()}, Python {platform.python_version()}")
     if not os.access(".", os.W_OK):

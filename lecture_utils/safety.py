@@ -131,18 +131,16 @@ def text_losses(model, tokenizer, texts: Sequence[str], rows: int = 250) -> list
     """Return the loss of each text as a whole, in nats, its end included."""
     import torch
 
-    def read(texts):
-        found = []
-        for start in range(0, len(texts), rows):
-            ids, labels = _sheet(tokenizer, texts[start : start + rows])
-            with torch.inference_mode():
-                logits = model(ids).logits[:, :-1].float()
-            wanted = labels[:, 1:]
-            each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
-            found += each.view(wanted.shape).sum(1).tolist()
-        return found
-
-    return runtime.sampled(read, list(texts))
+    count, texts = len(texts), runtime.few(texts)
+    found = []
+    for start in range(0, len(texts), rows):
+        ids, labels = _sheet(tokenizer, texts[start : start + rows])
+        with torch.inference_mode():
+            logits = model(ids).logits[:, :-1].float()
+        wanted = labels[:, 1:]
+        each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
+        found += each.view(wanted.shape).sum(1).tolist()
+    return runtime.spread(found, count)
 
 
 def exposures(model, tokenizer, secrets: Sequence[Canary], candidates: Sequence[str] = CODES) -> list[float]:

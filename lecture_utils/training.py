@@ -238,7 +238,7 @@ def mean_loss(model, tokens: torch.Tensor, time: int = 256, rows: int = 16) -> f
     expect.whole("time", time)
     if time % 2:
         raise ValueError(f"time={time}: windows overlap by half, so it must be even.")
-    tokens = tokens[: runtime.limited(len(tokens), 1_000)]
+    tokens = runtime.few(tokens, 1_000)
     half, was_training = time // 2, model.training
     model.eval()
     windows = [tokens[s : s + time + 1] for s in range(0, max(len(tokens) - 1 - half, 1), half)]

@@ -37,6 +37,7 @@ def as_if_started_by_hand() -> None:
 
 as_if_started_by_hand()
 runtime.quiet()
+runtime.compile_nothing()
 ROOT = Path(__file__).resolve().parent.parent
 # Every way to the network that a build could take fails, on any system.
 BUILD_SITE = """

@@ -22,21 +22,17 @@ def test_scale_follows_the_override_and_refuses_nonsense(monkeypatch):
 
 
 def test_smoke_scale_limits_what_helpers_do_and_no_other_scale_does(monkeypatch):
-    seen = []
-
-    def double(rows):
-        seen.append(list(rows))
-        return [2 * row for row in rows]
-
+    rows = [1, 2, 3, 4, 5]
     for scale in ("laptop", "gpu"):
         monkeypatch.setenv("LECTURE_SCALE", scale)
         assert not runtime.smoke() and runtime.limited(100, 3) == 100
-        assert runtime.sampled(double, [1, 2, 3, 4, 5]) == [2, 4, 6, 8, 10]
+        assert runtime.few(rows) == rows and runtime.spread(rows, 5) == rows
     monkeypatch.setenv("LECTURE_SCALE", "smoke")
     assert runtime.smoke() and (runtime.limited(100, 3), runtime.limited(2, 3)) == (3, 2)
-    assert runtime.sampled(double, [1, 2, 3, 4, 5], most=2) == [2, 4, 2, 4, 2]
-    assert runtime.sampled(double, [7], most=2) == [14] and runtime.sampled(double, [], most=2) == []
-    assert seen[-3:] == [[1, 2], [7], []]
+    doubled = [2 * row for row in runtime.few(rows, most=2)]
+    assert runtime.spread(doubled, len(rows)) == [2, 4, 2, 4, 2]
+    assert runtime.spread(torch.tensor([[2, 3], [4, 5]]), 3).tolist() == [[2, 3], [4, 5], [2, 3]]
+    assert runtime.few([7]) == [7] and runtime.spread([], 0) == []
 
 
 def test_sizes_of_a_scale_are_the_laptops_but_for_those_that_it_names(monkeypatch):

@@ -25,6 +25,9 @@ from typing import NamedTuple
 
 import nbformat
 
+import lecture_utils
+from lecture_utils import runtime
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 BUILD = ROOT / "build"
@@ -104,7 +107,7 @@ def execute(path: Path, cell_done: Callable[[], object] = lambda: None) -> Run:
         kernel_name="python3",
         extra_arguments=["--log-level=ERROR"],  # each kernel warns that it speaks to us unencrypted
         resources={"metadata": {"path": str(path.parent)}},
-        skip_cells_with_tag="full-scale" if os.environ.get("LECTURE_SCALE") == "smoke" else "skip-execution",
+        skip_cells_with_tag="full-scale" if runtime.smoke() else "skip-execution",
         on_cell_executed=lambda cell, **_: cell.cell_type == "code" and cell_done(),
     )
     with Watch(lambda: held_by(client)) as watch:
@@ -163,14 +166,15 @@ def in_all(record: dict) -> int:
 
 
 def keep_record(runs: dict[str, Run], jobs: int = 1) -> dict:
-    """Write how each run went, of ``jobs`` at a time, beside the notebooks that did not run now; return them all."""
+    """Write how each run went, of ``jobs`` at a time, beside the notebooks that did not run now and are
+    as they were when they ran; return them all."""
     record, today = read_record(), datetime.date.today().isoformat()
     paths = {path.stem: path for path in found(None)}
     for stem, run in runs.items():
         took = {"seconds": round(run.seconds), "peak_gb": round(run.peak_gb, 2)}
         took |= {"failed": run.problem is not None, "jobs": jobs}
         record[stem] = took | {"day": today, "notebook": fingerprint(paths[stem])}
-    record = {stem: record[stem] for stem in paths if stem in record}
+    record = {stem: record[stem] for stem in paths if record.get(stem, {}).get("notebook") == fingerprint(paths[stem])}
     RECORD.parent.mkdir(exist_ok=True)
     write_whole(RECORD, json.dumps(record, indent=1) + "\n")
     return record
@@ -241,12 +245,9 @@ def run(wanted: str | None, jobs: int) -> int:
 
 
 def write_committed(record: dict) -> None:
-    """Write the pages of the notebooks that have not run here as they are now; forget the runs of an older state."""
+    """Write the pages of the notebooks that have not run here as they are now."""
     from tqdm import tqdm
 
-    for path in found(None):
-        if record.get(path.stem, {}).get("notebook") != fingerprint(path):
-            record.pop(path.stem, None)
     others = [path for path in found(None) if path.stem not in record or not page_of(path).exists()]
     for path in tqdm(others, desc="pages as committed", leave=False, file=sys.stdout):
         record.pop(path.stem, None)
@@ -268,12 +269,12 @@ def shared_cores(jobs: int) -> dict[str, str]:
     if jobs == 1:
         return {}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"OMP_NUM_THREADS": str(max(1, -(-cores // jobs))), "GOMP_SPINCOUNT": "2000"}
+    return {"OMP_NUM_THREADS": str(max(1, -(-cores // jobs))), "GOMP_SPINCOUNT": lecture_utils.SHORT_WAIT}
 
 
 def refresh(wanted: str | None) -> int:
     """Execute in place and clean; a notebook that fails is left as it was. What is committed is run at laptop scale."""
-    if os.environ.get("LECTURE_SCALE", "laptop") != "laptop":
+    if (os.environ.get("LECTURE_SCALE") or "laptop") != "laptop":
         sys.exit(
             f"LECTURE_SCALE={os.environ['LECTURE_SCALE']}: notebooks are committed as run at laptop scale. Unset it."
         )
@@ -282,6 +283,7 @@ def refresh(wanted: str | None) -> int:
         if done.problem is None:
             clean(done.notebook)
             write_whole(path, nbformat.writes(done.notebook) + "\n")
+            page_of(path).unlink(missing_ok=True)  # of the notebook as it was
             runs[path.stem] = done
     keep_record(runs)
     return len(notebooks) - len(runs)

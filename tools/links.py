@@ -97,7 +97,7 @@ def rows() -> str:
     outline = data.outline()
     for path in lecture.found(None):
         plan, sections = outline[path.stem], outline[path.stem]["lecture"]
-        name = f"[{path.stem[:2]} {plan['short']}](notebooks/{path.name})"
+        name = f"[{path.stem[:2]} {plan.get('short', plan['title'])}](notebooks/{path.name})"
         where = sections[0] if len(sections) == 1 else f"{sections[0]} – {sections[-1]}"
         cells = (name, where, plan["about"], *plan["minutes"], badges(path.stem))
         lines.append(f"| {' | '.join(cells)} |")

@@ -21,7 +21,6 @@ TABLE = """
 [{stem}]
 title = {title}
 lecture = ["after 23.5"]
-short = {title}
 about = "what it is about, in a few words"
 minutes = ["…", "…"]
 gpu = false
@@ -51,7 +50,7 @@ from lecture_utils import exercises, plotting"""
 CLAIM = """A question that the reader understands with what came before, then the idea in words and a picture.
 
 **Predict first.** What will the figure show?"""
-BOX = """> **The 2023 lecture** says this of it. Where this notebook goes beyond that lecture, say so."""
+BOX = """> **The 2023 lecture** says … Today we know …"""
 EQUAL = """by_hand = sum(value**2 for value in values) / len(values)
 assert torch.isclose(by_hand, values.square().mean())"""
 

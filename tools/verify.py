@@ -11,27 +11,20 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import lecture
 
-ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = ("test_notebooks", "test_repository", "test_security")
-
-
-def check() -> list[list[str]]:
-    """Return the commands of `make check`."""
-    contract = [f"tests/{name}.py" for name in CONTRACT]
-    return [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pytest", "-q", *contract]]
 
 
 def steps(jobs: int, full: bool) -> dict[str, list[list[str]]]:
     """Return name -> commands, each a Python module with its arguments."""
+    contract = [f"tests/{name}.py" for name in CONTRACT]
     many = ["-n", str(jobs), "--dist", "loadfile"] if jobs > 1 else []
-    apart = [f"--ignore=tests/{name}.py" for name in CONTRACT]
+    apart = [f"--ignore={path}" for path in contract]
     scale = ["--full"] if full else []
     return {
-        "check": check(),
+        "check": [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pytest", "-q", *contract]],
         "unit tests": [["pytest", "-q", *many, *apart, "tests"]],
         f"notebooks at {'laptop' if full else 'smoke'} scale": [
             ["pytest", "-q", *many, "--nbval-lax", *scale, "notebooks"]
@@ -42,7 +35,7 @@ def steps(jobs: int, full: bool) -> dict[str, list[list[str]]]:
 def run(commands: list[list[str]], environment: dict[str, str]) -> bool:
     """Run commands until one fails; return whether none did."""
     return all(
-        subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=environment).returncode == 0
+        subprocess.run([sys.executable, "-m", *command], cwd=lecture.ROOT, env=environment).returncode == 0
         for command in commands
     )
 
@@ -62,8 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         started = time.monotonic()
         passed = run(commands, environment)
         failed |= not passed
-        minutes, seconds = divmod(round(time.monotonic() - started), 60)
-        said.append(f"{name}: {'passed' if passed else 'FAILED'} in {minutes}:{seconds:02d}")
+        took = lecture.clock(round(time.monotonic() - started))
+        said.append(f"{name}: {'passed' if passed else 'FAILED'} in {took}")
     print("\n".join(("---", *said)))
     return int(failed)
 
