@@ -28,10 +28,12 @@ from lecture_utils import (
     decoding,
     finetuning,
     models,
-    registry,
+    recipes,
     retrieval,
     runtime,
+    shapes,
     transformer,
+    vector_search,
 )
 from lecture_utils.training import autocast
 
@@ -83,7 +85,7 @@ def llms_from_scratch(shape, dtype, cached: bool):
 def training(shape, rows: int = 4, length: int = 256) -> list[dict]:
     """Return forward and backward, in mixed precision where this machine has it: tokens per second."""
     ids = torch.randint(shape.vocabulary, (rows, length))
-    dimensions = (getattr(shape, field.name) for field in dataclasses.fields(registry.Dimensions))
+    dimensions = (getattr(shape, field.name) for field in dataclasses.fields(shapes.Dimensions))
     nets = {
         "ours": transformer.Llama(transformer.LlamaConfig(*dimensions)),
         "transformers Llama": AutoModelForCausalLM.from_config(shape.config(), dtype=torch.float32),
@@ -150,7 +152,7 @@ def qlora(steps: int = 6) -> list[dict]:
     from transformers import PrinterCallback
     from trl import SFTTrainer
 
-    ours = finetuning.recipe("laptop")
+    ours = recipes.get_recipe("laptop")
     lecture = dataclasses.replace(ours, completion_only=False, checkpointing=True)
     pairs = data.lecture_qa()["train"].shuffle(seed=0).select(range(steps * ours.batch_size))
     rows = [data.token_ids(models.load_tokenizer(ours.model), row["question"], row["answer"])[1] for row in pairs]
@@ -160,10 +162,10 @@ def qlora(steps: int = 6) -> list[dict]:
         quiet = {"save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no", "num_train_epochs": 1}
         made = make(
             model=model,
-            args=finetuning.training_arguments(recipe, tempfile.mkdtemp(), **(quiet | settings)),
-            train_dataset=finetuning.conversations(pairs, recipe),
+            args=recipes.training_arguments(recipe, tempfile.mkdtemp(), **(quiet | settings)),
+            train_dataset=finetuning.tokenize_pairs(pairs, tokenizer, recipe),
             processing_class=tokenizer,
-            peft_config=finetuning.lora_config(recipe),
+            peft_config=recipes.lora_config(recipe),
         )
         made.remove_callback(PrinterCallback)
 
@@ -205,9 +207,9 @@ def searching() -> list[dict]:
     title = f"searching {len(texts)} texts by words"
     rows = table(title, best(title, {"ours": by_hand, "bm25s": library}), len(questions))
     embed = retrieval.Embedder()
-    vectors = retrieval.clumped_vectors(embed(texts), 100_000)
+    vectors = vector_search.clustered_vectors(embed(texts), 100_000)
     asked = embed(questions)
-    flat, matrix = retrieval.vector_index("flat", vectors), torch.from_numpy(vectors)
+    flat, matrix = vector_search.vector_index("flat", vectors), torch.from_numpy(vectors)
 
     def product():
         for vector in asked:

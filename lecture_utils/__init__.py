@@ -1,7 +1,7 @@
-"""Helpers of the lecture *Large language models, run*.
+"""Helpers of the lecture *Large language models: a course that runs*.
 
-Importing this package costs nothing: each module imports what it needs when it is used. Its floors, and
-what stands on which, are in CONTRIBUTING.md: a module knows nothing of a floor above its own.
+Importing this package costs nothing: each module imports what it needs when it is used. CONTRIBUTING.md
+lists its layers. A module imports from its own layer and from those below it, never from above.
 """
 
 import os

@@ -14,43 +14,23 @@ from torch.nn import functional as F
 MARGINS = {"small": (0.0, 1 / 3, 2 / 3, 1.0), "large": (0.0, 1.0, 2.0, 3.0)}
 
 
-def _check_mask(mask: torch.Tensor, clip: float = 0.0) -> None:
-    """Raise TypeError unless a mask is boolean (whole numbers would index), ValueError if it keeps nothing."""
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask has dtype {mask.dtype}: give booleans, mask.bool().")
-    if not mask.any():
-        raise ValueError("mask is False everywhere: there is nothing to average over.")
-    if not clip >= 0:
-        raise ValueError(f"clip={clip}: how far a value may go, so 0 or more.")
-
-
 def bradley_terry_loss(chosen: torch.Tensor, rejected: torch.Tensor, margin: torch.Tensor | float = 0.0):
-    """Return the mean of -log sigmoid(chosen - rejected - margin), rewards (B,) each
-    (2203.02155, equation 1; with the margin 2307.09288, equation 2). Raises ValueError for no pairs, or
-    margins that are not one for each."""
-    if chosen.numel() == 0 or chosen.shape != rejected.shape:
-        raise ValueError(
-            f"{chosen.numel()} chosen and {rejected.numel()} rejected rewards: as many of both are needed."
-        )
-    if isinstance(margin, torch.Tensor) and margin.ndim and margin.shape != chosen.shape:
-        raise ValueError(f"margin has the shape {tuple(margin.shape)}, the rewards {tuple(chosen.shape)}.")
+    """Return the mean of -log sigmoid(chosen - rejected - margin), rewards (B,) each (2203.02155, equation 1; with
+    the margin 2307.09288, equation 2)."""
+    assert chosen.shape == rejected.shape  # else they would be broadcast
     return -F.logsigmoid(chosen - rejected - margin).mean()
 
 
 def ranked_pairs(ranking: list) -> list[tuple]:
-    """Return the K(K-1)/2 pairs (better, worse) of a ranking, best first. Raises ValueError for ties (repeats)."""
+    """Return the K(K-1)/2 pairs (better, worse) of a ranking, best first."""
     ranking = list(ranking)
-    if any(a == b for a, b in itertools.combinations(ranking, 2)):
-        raise ValueError("Two of the ranked answers are equal: a pair of them has no better one.")
+    assert not any(a == b for a, b in itertools.combinations(ranking, 2)), "equal answers cannot be ranked"
     return list(itertools.combinations(ranking, 2))
 
 
 def cohen_kappa(one: list, other: list) -> float:
-    """Return the agreement of two annotators beyond chance (Cohen 1960): 1 is perfect, 0 chance.
-    Raises ValueError for lists that differ in length or are empty."""
+    """Return the agreement of two annotators beyond chance (Cohen 1960): 1 is perfect, 0 chance."""
     one, other = (x.tolist() if hasattr(x, "tolist") else list(x) for x in (one, other))
-    if len(one) != len(other) or not one:
-        raise ValueError(f"{len(one)} and {len(other)} judgements: as many of both, and at least one, are needed.")
     n, labels = len(one), set(one) | set(other)
     agreed = sum(a == b for a, b in zip(one, other, strict=True)) / n
     by_chance = sum(one.count(label) * other.count(label) for label in labels) / n**2
@@ -58,12 +38,8 @@ def cohen_kappa(one: list, other: list) -> float:
 
 
 def whiten(x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Return x shifted to mean 0 over the mask and scaled to variance 1. Raises TypeError for whole numbers
-    or a mask that is not boolean, ValueError for one that keeps nothing."""
-    if not x.is_floating_point():
-        raise TypeError(f"x has dtype {x.dtype}: give floating-point numbers, x.float().")
-    if mask is not None:
-        _check_mask(mask)
+    """Return x shifted to mean 0 over the mask and scaled to variance 1."""
+    assert mask is None or mask.dtype == torch.bool  # whole numbers would index
     kept = x if mask is None else x[mask]
     mean, scale = kept.mean(), (kept.var(correction=0) + 1e-8).rsqrt()
     out = (x - mean) * scale
@@ -75,17 +51,9 @@ def llama2_reward(helpful: torch.Tensor, safe: torch.Tensor, safety_prompt: torc
 
     helpful, safe: the two reward models' probabilities in (0, 1); safety_prompt: bool. The safety
     model decides where the prompt asks for it or its score is under 0.15; else the helpfulness
-    model does. A switch, no sum. Raises ValueError for scores outside (0, 1) or unequal shapes,
-    TypeError for a safety_prompt that is not boolean.
+    model does. A switch, no sum.
     """
-    if safety_prompt.dtype != torch.bool:
-        raise TypeError(f"safety_prompt has dtype {safety_prompt.dtype}: give booleans, safety_prompt.bool().")
-    if not helpful.shape == safe.shape == safety_prompt.shape:
-        shapes = ", ".join(str(tuple(x.shape)) for x in (helpful, safe, safety_prompt))
-        raise ValueError(f"helpful, safe and safety_prompt have the shapes {shapes}: one of each an answer is needed.")
-    for name, score in (("helpful", helpful), ("safe", safe)):
-        if not ((score > 0) & (score < 1)).all():
-            raise ValueError(f"{name} has scores outside of (0, 1): the rule takes probabilities (after the sigmoid).")
+    assert helpful.shape == safe.shape == safety_prompt.shape
     chosen = torch.where(safety_prompt | (safe < 0.15), safe, helpful)
     return whiten(chosen.logit())
 
@@ -102,14 +70,8 @@ def advantages(rewards, values, mask, gamma: float = 1.0, lam: float = 0.95) -> 
     """Return (advantages, returns), both (B, T), by generalized advantage estimation (1506.02438,
     equation 16): A_t = sum over k of (gamma lam)^k delta_{t+k}, delta_t = r_t + gamma V_{t+1} - V_t.
 
-    Behind an answer's last token the value is 0. An answer's tokens stand in one piece. Raises
-    TypeError for rewards that are whole numbers, ValueError for gamma or lam outside 0 to 1.
+    Behind an answer's last token the value is 0. An answer's tokens stand in one piece.
     """
-    if not rewards.is_floating_point():
-        raise TypeError(f"rewards has dtype {rewards.dtype}: give floating-point numbers, rewards.float().")
-    for name, share in (("gamma", gamma), ("lam", lam)):
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name}={share}: how much of what comes later counts, 0 to 1.")
     out, ahead, next_value = torch.zeros_like(rewards), 0.0, 0.0
     for t in reversed(range(rewards.shape[1])):
         here = mask[:, t].to(rewards)
@@ -121,10 +83,9 @@ def advantages(rewards, values, mask, gamma: float = 1.0, lam: float = 0.95) -> 
 
 
 def ppo_loss(log_p, old, advantage, mask, clip: float = 0.2) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (loss, share of clipped tokens): the clipped objective (1707.06347, equation 7), to be
-    made small. Gradients flow through ``log_p`` alone. Raises TypeError for a mask that is not boolean,
-    ValueError for one that keeps nothing or a negative clip."""
-    _check_mask(mask, clip)
+    """Return (loss, share of clipped tokens): the clipped objective (1707.06347, equation 7), to be made small.
+    Gradients flow through ``log_p`` alone."""
+    assert mask.dtype == torch.bool  # whole numbers would index
     ratio = (log_p - old).exp()
     plain, cut = ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage
     worse = torch.minimum(plain, cut)
@@ -132,9 +93,9 @@ def ppo_loss(log_p, old, advantage, mask, clip: float = 0.2) -> tuple[torch.Tens
 
 
 def value_loss(values, old, returns, mask, clip: float = 0.2) -> torch.Tensor:
-    """Return half the mean squared error of the values, each kept within ``clip`` of its old one
-    (the larger of both errors counts). Raises as ``ppo_loss`` does."""
-    _check_mask(mask, clip)
+    """Return half the mean squared error of the values, each kept within ``clip`` of its old one (the larger of both
+    errors counts)."""
+    assert mask.dtype == torch.bool  # whole numbers would index
     near = old + (values - old).clamp(-clip, clip)
     return 0.5 * torch.maximum((values - returns) ** 2, (near - returns) ** 2)[mask].mean()
 
@@ -148,26 +109,13 @@ def kl_estimates(log_p, reference) -> tuple[torch.Tensor, torch.Tensor]:
 
 def dpo_loss(chosen, rejected, chosen_reference, rejected_reference, beta: float = 0.1) -> torch.Tensor:
     """Return DPO's loss of answers' summed log-probabilities (B,) each, under the policy and under
-    the reference (2305.18290, equation 7). Raises ValueError for unequal shapes, none, or a beta that is
-    not positive."""
-    if not beta > 0:
-        raise ValueError(f"beta={beta}: how near to the reference the policy stays, above 0.")
-    if not chosen.shape == chosen_reference.shape == rejected.shape == rejected_reference.shape:
-        shapes = ", ".join(str(tuple(x.shape)) for x in (chosen, rejected, chosen_reference, rejected_reference))
-        raise ValueError(f"chosen, rejected and their references have the shapes {shapes}: they must be equal.")
+    the reference (2305.18290, equation 7)."""
+    assert chosen.shape == chosen_reference.shape and rejected.shape == rejected_reference.shape
     return bradley_terry_loss(beta * (chosen - chosen_reference), beta * (rejected - rejected_reference))
 
 
 def token_log_probabilities(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Return log p of each of the ids (B, T) under logits (B, T, vocabulary) for the same places. Raises
-    ValueError for other shapes or an id outside the vocabulary (-100 is one), TypeError for ids that are not whole."""
-    if ids.is_floating_point():
-        raise TypeError(f"ids has dtype {ids.dtype}: token ids are whole numbers.")
-    if logits.shape[:-1] != ids.shape:
-        raise ValueError(f"ids has the shape {tuple(ids.shape)}, and logits {tuple(logits.shape)} is of other places.")
+    """Return log p of each of the ids (B, T) under logits (B, T, vocabulary) for the same positions."""
+    assert logits.shape[:-1] == ids.shape  # gather would also take fewer
     logits = logits.float()
-    try:
-        own = logits.gather(-1, ids[..., None])[..., 0]
-    except RuntimeError as error:
-        raise ValueError(f"ids: {error}. The vocabulary has {logits.shape[-1]}.") from None
-    return own - logits.logsumexp(-1)  # one copy less than log_softmax
+    return logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)  # one copy less than log_softmax

@@ -4,36 +4,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from lecture_utils import expect
-from lecture_utils.transformer import embedded
-
-
-def _ids(name: str, ids, vocabulary: int) -> np.ndarray:
-    """Return one row of token ids as int64. Raises TypeError for other numbers, ValueError for other shapes or ids."""
-    ids = np.asarray(ids)
-    if ids.size and ids.dtype.kind not in "iu":
-        raise TypeError(f"{name} holds {ids.dtype}: token ids are whole numbers.")
-    if ids.ndim != 1:
-        raise ValueError(f"{name} has the shape {ids.shape}: one row of token ids is needed.")
-    if ids.size and (ids.min() < 0 or ids.max() >= vocabulary):
-        raise ValueError(f"{name} reach from {ids.min()} to {ids.max()}, outside of vocabulary={vocabulary}.")
-    return ids.astype(np.int64, copy=False)
-
 
 class KneserNey:
     """An interpolated, modified Kneser-Ney n-gram model (Chen & Goodman 1999, section 3).
 
     tokens: ids below ``vocabulary``, one stream. An n-gram keeps its count less a discount;
     what the discounts save goes to the next shorter context, whose counts are of *distinct*
-    words before, not of occurrences. Raises ValueError for an order below 1, fewer tokens
-    than that, or ids outside the vocabulary, here and later; TypeError for ids that are no whole numbers.
+    words before, not of occurrences.
     """
 
     def __init__(self, tokens, order: int, vocabulary: int):
-        tokens = _ids("tokens", tokens, vocabulary)
-        expect.whole("order", order)
-        if len(tokens) < order:
-            raise ValueError(f"order={order} with {len(tokens)} tokens: at least that many tokens are needed.")
+        tokens = np.asarray(tokens, dtype=np.int64)
+        assert tokens.min() >= 0 and tokens.max() < vocabulary  # else two n-grams could share a number
         self.order, self.vocabulary = order, vocabulary
         self.keys = []  # of each length: context's number x vocabulary + last token, sorted
         self.counts, self.discounts, self.totals, self.saved = [], [], [], []
@@ -78,7 +60,7 @@ class KneserNey:
 
     def log_probabilities(self, tokens) -> np.ndarray:
         """Return log p of each token given those before it (nats), all orders mixed."""
-        tokens = _ids("tokens", tokens, self.vocabulary)
+        tokens = np.asarray(tokens, dtype=np.int64)
         if not len(tokens):
             return np.zeros(0)
         p = np.full(len(tokens), 1 / self.vocabulary)
@@ -94,9 +76,8 @@ class KneserNey:
 
     def distribution(self, context) -> np.ndarray:
         """Return p(token | context) for every token, (vocabulary,); it sums to one."""
-        expect.rows("context", context, least=0)
         context = context[max(len(context) - self.order + 1, 0) :] if self.order > 1 else []
-        context = _ids("context", context, self.vocabulary).tolist()
+        context = np.asarray(context, dtype=np.int64).tolist()
         p = np.full(self.vocabulary, 1 / self.vocabulary)
         for n in range(1, len(context) + 2):
             number = np.zeros(1, dtype=np.int64)
@@ -128,5 +109,5 @@ class LSTM(nn.Module):
 
     def forward(self, ids: torch.Tensor, state=None):
         """Return (logits, state)."""
-        out, state = self.lstm(self.dropout(embedded(self.embedding, ids)), state)
+        out, state = self.lstm(self.dropout(self.embedding(ids)), state)
         return nn.functional.linear(self.back(self.dropout(out)), self.embedding.weight), state

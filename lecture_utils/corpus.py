@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lecture_utils import expect, models, runtime
+from lecture_utils import downloads, runtime
+from lecture_utils.registry import ModelError
 
 PACKAGES = (  # installed with this lecture; one that is missing is left out
     "IPython", "accelerate", "bitsandbytes", "datasets", "fsspec", "huggingface_hub", "jinja2", "jupyter_server",
@@ -100,7 +101,7 @@ def is_held_out(name: str) -> bool:
     return int(hashlib.md5(name.encode()).hexdigest()[:8], 16) / 16**8 < HELD_OUT
 
 
-def without_repetitions(documents: dict[str, list[str]]) -> dict[str, list[str]]:
+def deduplicate(documents: dict[str, list[str]]) -> dict[str, list[str]]:
     """Drop paragraphs seen before, word for word (digits aside) or nearly; then documents left empty.
 
     The whole corpus is cleaned before it is split, else what is held out was half learnt.
@@ -138,7 +139,7 @@ def build() -> Corpus:
 
     for topic, text in topics.topics.items():
         raw[f"topics/{topic}"] = paragraphs(text)
-    documents = {name: "\n".join(parts) for name, parts in without_repetitions(raw).items()}
+    documents = {name: "\n".join(parts) for name, parts in deduplicate(raw).items()}
     digest = hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()
     parts = {True: [], False: []}
     for name in sorted(documents, key=lambda n: hashlib.md5(n.encode()).digest()):  # shuffled, the same everywhere
@@ -151,7 +152,7 @@ def load() -> Corpus:
     kept (read-only, full) it is built each time. Raises ModelError where what is kept was damaged."""
     from filelock import FileLock
 
-    path, made = models.cache_dir() / f"corpus-{_installed()}.json", None
+    path, made = downloads.cache_dir() / f"corpus-{_installed()}.json", None
     half = path.with_suffix(".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,22 +169,19 @@ def load() -> Corpus:
     try:
         return Corpus(**json.loads(kept))
     except (ValueError, TypeError) as error:
-        raise models.ModelError(f"{path} is damaged ({error}). Remove it and run this again.") from error
+        raise ModelError(f"{path} is damaged ({error}). Remove it and run this again.") from error
 
 
 def encode(tokenizer, documents: list[str]) -> list[int]:
-    """Return the documents as one stream of ids, the beginning-of-text token before each (it ends the last, too).
-    Raises TypeError for one text instead of a list, ValueError for none or half a character."""
-    expect.texts("documents", documents)
+    """Return the documents as one stream of ids, the beginning-of-text token before each (it ends the last, too)."""
     ids = [tokenizer.bos_token_id]
     for part in tokenizer(documents, add_special_tokens=False)["input_ids"]:
         ids += [*part, tokenizer.bos_token_id]
     return ids
 
 
-def size(documents: list[str]) -> int:
-    """Return the bytes of the documents, one for each document's end. Raises as ``encode`` does."""
-    expect.texts("documents", documents, least=0)
+def count_bytes(documents: list[str]) -> int:
+    """Return the bytes of the documents, one for each document's end."""
     return sum(len(document.encode()) + 1 for document in documents)
 
 
@@ -196,7 +194,7 @@ def _installed() -> str:
     import importlib.metadata
     import sys
 
-    versions = [f"python {sys.version_info[:3]}", models.sha256(Path(__file__))]
+    versions = [f"python {sys.version_info[:3]}", downloads.sha256(Path(__file__))]
     for name in _packages():
         try:
             versions.append(f"{name} {importlib.metadata.version('pillow' if name == 'PIL' else name)}")

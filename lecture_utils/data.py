@@ -13,7 +13,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from lecture_utils import expect
+from lecture_utils.registry import choose
 
 ASSETS = Path(__file__).parent / "assets"
 QA_SPLITS = ("train", "test", "untrained", "unanswerable", "unanswerable_dev")
@@ -56,16 +56,10 @@ def read_jsonl(path: Path | str) -> list[dict]:
 
 
 def recorded(name: str) -> tuple[list[dict], str]:
-    """Return (rows, note) of a recorded experiment, ``recorded/<name>.csv``: numbers as numbers;
-    the note says when and on what it ran, and the command that repeats it.
-
-    Raises DataError listing the names there are.
-    """
-    folder = Path(__file__).parent / "recorded"
-    names = sorted(path.stem for path in folder.glob("*.csv"))
-    if name not in names:
-        raise DataError(f"There is no recorded run {name!r}. Choose one of: {', '.join(names)}.")
-    note, *lines = (folder / f"{name}.csv").read_text(encoding="utf-8").splitlines()
+    """Return (rows, note) of a recorded experiment, ``recorded/<name>.csv``: numbers as numbers; the note says when
+    and on what it ran, and the command that repeats it."""
+    files = {path.stem: path for path in sorted((Path(__file__).parent / "recorded").glob("*.csv"))}
+    note, *lines = choose(files, name, "recorded run").read_text(encoding="utf-8").splitlines()
     return [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(lines)], note.strip("# ")
 
 
@@ -104,10 +98,8 @@ def language_models() -> list[LanguageModel]:
 
 
 def preferences(split: str) -> list[dict]:
-    """Return the preference pairs of ``train`` (372) or ``test`` (128): id, kind, flaw, strength, prompt,
-    chosen, rejected. Raises DataError for another split."""
-    if split not in ("train", "test"):
-        raise DataError(f"There is no split {split!r}: choose 'train' or 'test'.")
+    """Return the preference pairs of ``train`` (372) or ``test`` (128): id, kind, flaw, strength, prompt, chosen,
+    rejected."""
     return read_jsonl(ASSETS / "preferences" / f"{split}.jsonl")
 
 
@@ -141,29 +133,23 @@ def exact_terms() -> list[dict]:
 
 
 def reviews(split: str) -> list[dict]:
-    """Return the reviews of ``pool`` (60), ``dev`` (80) or ``test`` (160): id, text, label, about, hard.
-    Raises DataError for another split."""
+    """Return the reviews of ``pool`` (60), ``dev`` (80) or ``test`` (160): id, text, label, about, hard."""
     return _prompting("reviews", split)
 
 
 def notices(split: str) -> list[dict]:
     """Return the notices of ``pool`` (20), ``dev`` (30) or ``test`` (70): id, text, event, place, day, time,
-    price. Raises DataError for another split."""
+    price."""
     return _prompting("notices", split)
 
 
 def prompts(bed: str) -> dict[str, str]:
-    """Return the prompts that notebook 10 compares on a test bed of ``assets/prompting/prompts.toml``, by name.
-    Raises DataError for another test bed."""
+    """Return the prompts that notebook 10 compares on a test bed of ``assets/prompting/prompts.toml``, by name."""
     beds = tomllib.loads((ASSETS / "prompting" / "prompts.toml").read_text(encoding="utf-8"))
-    if bed not in beds:
-        raise DataError(f"There are no prompts for {bed!r}: choose one of {', '.join(beds)}.")
-    return beds[bed]
+    return choose(beds, bed, "test bed")
 
 
 def _prompting(name: str, split: str) -> list[dict]:
-    if split not in ("pool", "dev", "test"):
-        raise DataError(f"There is no split {split!r}: choose 'pool', 'dev' or 'test'.")
     return [row for row in read_jsonl(ASSETS / "prompting" / f"{name}.jsonl") if row["split"] == split]
 
 
@@ -188,10 +174,11 @@ def own_pairs(path: Path | str):
         if not isinstance(row.get("key", ""), str):
             raise DataError(f"{path}, pair {number}: 'key' must be a string.")
         for field in ("question", "answer", "key"):
-            try:
-                expect.text(repr(field), row.get(field, ""))
-            except ValueError as error:
-                raise DataError(f"{path}, pair {number}: {error}") from None
+            if half := re.search("[\ud800-\udfff]", row.get(field, "")):
+                raise DataError(
+                    f"{path}, pair {number}: {field!r} holds {half[0]!r}, half a character that no tokenizer takes. "
+                    "Write the file anew with the right encoding."
+                )
         pairs.append({"question": row["question"], "answer": row["answer"], "key": row.get("key", "")})
     if not pairs:
         raise DataError(f"{path}: no pairs in it.")
@@ -204,37 +191,25 @@ def _normal(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Return the lower-case words and numbers of a text (``6,738`` and ``q_proj`` are one). Raises TypeError
-    for anything but a text."""
-    expect.text("text", text, whole=False)
+    """Return the lower-case words and numbers of a text (``6,738`` and ``q_proj`` are one)."""
     return re.findall(r"\w(?:[\w.,'+/^-]*\w)?", _normal(text))
 
 
 def contains_key(text: str, key: str) -> bool:
     """Does ``text`` contain ``key`` as a whole word or number, whatever its case?
 
-    ``"15"`` is not in ``"150"``, ``"0.15"`` or ``"15.6"``. Raises ValueError for an empty key, TypeError
-    for anything but texts.
+    ``"15"`` is not in ``"150"``, ``"0.15"`` or ``"15.6"``.
     """
-    expect.text("text", text, whole=False)
-    expect.text("key", key, whole=False)
-    if not key.strip():
-        raise ValueError("key is empty: every text would contain it.")
+    assert key.strip(), "every text contains an empty key"
     whole = rf"(?<!\w)(?<!\d[.,]){re.escape(_normal(key))}(?!\w)(?![.,]\d)"
     return re.search(whole, _normal(text)) is not None
 
 
 def chat(question: str | list[dict], answer: str | None = None) -> list[dict]:
     """Return a pair as chat messages (only the user's when there is no answer). ``question`` may also be
-    a conversation of its own: a list of messages that ends with the user's. Raises TypeError for anything
-    else, ValueError for no messages or half a character."""
+    a conversation of its own: a list of messages that ends with the user's."""
     if isinstance(question, str):
         question = [{"role": "user", "content": question}]
-    if not isinstance(question, list | tuple) or not all(isinstance(m, dict) and "role" in m for m in question):
-        raise TypeError("question is neither a text nor a list of messages like {'role': 'user', 'content': '…'}.")
-    expect.texts("question", [m.get("content") for m in question])
-    if answer is not None:
-        expect.text("answer", answer)
     messages = list(question)
     return messages + ([{"role": "assistant", "content": answer}] if answer is not None else [])
 
@@ -244,7 +219,7 @@ def render(tokenizer, question: str | list[dict], answer: str | None = None, **t
 
     The completion ends with the end-of-turn token (nothing after it is to be learnt); it is
     empty without an answer. Tokenize both with ``add_special_tokens=False``: the template
-    has put the special tokens in. Raises DataError if the template rewrites the prompt, and what ``chat`` does.
+    has put the special tokens in. Raises DataError if the template rewrites the prompt.
     """
     prompt = tokenizer.apply_chat_template(
         chat(question), tokenize=False, add_generation_prompt=True, **template_options
@@ -258,9 +233,7 @@ def render(tokenizer, question: str | list[dict], answer: str | None = None, **t
 
 
 def token_ids(tokenizer, question: str, answer: str, **template_options) -> tuple[list[int], list[int]]:
-    """Return ``render``'s prompt and completion as token ids; one after the other they are the row. Raises
-    TypeError without an answer, and what ``render`` does."""
-    expect.text("answer", answer)
+    """Return ``render``'s prompt and completion as token ids; one after the other they are the row."""
     texts = render(tokenizer, question, answer, **template_options)
     prompt, completion = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
     return prompt, completion

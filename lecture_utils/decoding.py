@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from lecture_utils import expect, quantization
+from lecture_utils import quantization
 from lecture_utils.transformer import KVCache, Llama, causal_mask, rope, rotate
 
 
@@ -52,16 +52,12 @@ class Block:
 class Decoder:
     """Token ids (B, T) to the logits of the last position (B, 1, vocabulary), with caches.
 
-    Takes the place of ``Llama`` in ``generation.stream``: the same logits in fp32 but for
-    rounding, nearly the same in bf16 or with ``int8`` (whose product is fast with bf16 alone:
-    with fp32 between it is slower than no int8). length: positions there can be. Raises TypeError for
-    a dtype that is not of floating point, ValueError for a length below 1.
+    Takes the place of ``Llama`` in ``generation.stream``: the same logits in fp32 but for rounding, nearly the same
+    in bf16 or with ``int8`` (whose product is fast with bf16 alone: with fp32 between it is slower than no int8).
+    length: positions there can be.
     """
 
     def __init__(self, model: Llama, dtype: torch.dtype = torch.float32, int8: bool = False, length: int = 2048):
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise TypeError(f"dtype={dtype!r}: give one such as torch.bfloat16; for weights of 8 bits, int8=True.")
-        expect.whole("length", length)
 
         def matrix(*parts):
             return Matrix(torch.cat([part.weight.detach() for part in parts]), dtype, int8)
@@ -77,11 +73,11 @@ class Decoder:
         self.head = Matrix(model.head.weight, dtype, int8)
         self.angles = tuple(part.to(dtype) for part in rope(length, self.config.head_width, self.config.theta))
 
-    def new_caches(self, rows: int, length: int) -> list[KVCache]:
+    def new_caches(self, batch_size: int, length: int) -> list[KVCache]:
         """Return one empty cache a layer, with room for ``length`` positions."""
         c = self.config
         like = torch.empty(0, dtype=self.dtype)
-        return [KVCache(rows, c.kv_heads, length, c.head_width, like) for _ in range(c.layers)]
+        return [KVCache(batch_size, c.kv_heads, length, c.head_width, like) for _ in range(c.layers)]
 
     @property
     def nbytes(self) -> int:
@@ -92,8 +88,6 @@ class Decoder:
     @torch.inference_mode()
     def __call__(self, ids: torch.Tensor, caches: list[KVCache], last_only: bool = True) -> torch.Tensor:
         c, start, count = self.config, caches[0].used, ids.shape[1]
-        if start + count > len(self.angles[0]):
-            raise ValueError(f"Position {start + count} is beyond length={len(self.angles[0])} of this decoder.")
         cos, sin = (part[start : start + count] for part in self.angles)
         mask = causal_mask(count, start + count) if count > 1 else None
         x = F.embedding(ids, self.embedding).to(self.dtype)

@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 
-from lecture_utils import expect, runtime
+from lecture_utils import runtime
 from lecture_utils.data import contains_key, render, token_ids, words
 
 
@@ -29,36 +29,27 @@ def rouge_l(answer: str, reference: str) -> float:
 
 def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
     """Return the Wilson score interval of a proportion (95 % for z = 1.96)."""
-    if total <= 0 or not 0 <= right <= total:
-        raise ValueError(f"right={right} of total={total} is no proportion.")
     p, z2 = right / total, z * z
     middle, half = p + z2 / (2 * total), z * math.sqrt(p * (1 - p) / total + z2 / (4 * total**2))
     return max(0.0, (middle - half) / (1 + z2 / total)), min(1.0, (middle + half) / (1 + z2 / total))
 
 
-def difference(a, b, draws: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
-    """Return (mean of a - b, low, high): a paired bootstrap's 95 % interval over the items (n,) that both
-    judged. Raises ValueError for no items, unequal numbers of them, a NaN or an infinity."""
+def paired_bootstrap(a, b, draws: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
+    """Return (mean of a - b, low, high): a paired bootstrap's 95 % interval over the items (n,) that both judged."""
     import torch
 
-    if len(a) != len(b) or not len(a):
-        raise ValueError(f"{len(a)} and {len(b)} results: both need the same items, at least one.")
-    expect.whole("draws", draws)
     gap = torch.tensor([float(x) - float(y) for x, y in zip(a, b, strict=True)])
-    if not gap.isfinite().all():
-        raise ValueError("a and b hold a NaN or an infinity: their difference has no mean.")
     drawn = gap[torch.randint(len(gap), (draws, len(gap)), generator=torch.Generator().manual_seed(seed))].mean(1)
     low, high = drawn.quantile(torch.tensor([0.025, 0.975])).tolist()
     return gap.mean().item(), low, high
 
 
-def _batches(rows: list, size: int):
-    expect.whole("batch_size", size)
-    return (rows[i : i + size] for i in range(0, len(rows), size))
+def _batches(rows: list, batch_size: int):
+    return (rows[i : i + batch_size] for i in range(0, len(rows), batch_size))
 
 
-def answer_batches(model, rows: list[tuple[list[int], list[int]]], pad: int, size: int):
-    """Yield (places, ids, mask, labels): ``size`` rows at a time, those alike in length together.
+def answer_batches(model, rows: list[tuple[list[int], list[int]]], pad: int, batch_size: int):
+    """Yield (places, ids, mask, labels): ``batch_size`` rows at a time, those alike in length together.
 
     rows: token ids of prompt and answer. places: where each stood in ``rows``. ids, mask, labels: (batch,
     time), padded on the right and where the model is; labels are -100 but on the answers' tokens.
@@ -68,10 +59,10 @@ def answer_batches(model, rows: list[tuple[list[int], list[int]]], pad: int, siz
     def sheet(lists, fill):
         return torch.nn.utils.rnn.pad_sequence([torch.tensor(x) for x in lists], True, fill).to(model.device)
 
-    for places in _batches(sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1])), size):
+    for places in _batches(sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1])), batch_size):
         batch = [rows[i] for i in places]
-        ids, mask = sheet([p + c for p, c in batch], pad), sheet([[1] * len(p + c) for p, c in batch], 0)
-        yield places, ids, mask, sheet([[-100] * len(p) + c for p, c in batch], -100)
+        ids, attention_mask = sheet([p + c for p, c in batch], pad), sheet([[1] * len(p + c) for p, c in batch], 0)
+        yield places, ids, attention_mask, sheet([[-100] * len(p) + c for p, c in batch], -100)
 
 
 def answer_log_probabilities(model, tokenizer, pairs, batch_size: int = 10, **template_options) -> list:
@@ -95,11 +86,10 @@ def answer_log_probabilities(model, tokenizer, pairs, batch_size: int = 10, **te
 def answer_loss(model, tokenizer, pairs, batch_size: int = 10, **template_options) -> float:
     """Return the mean loss in nats per answer token (the end-of-turn token included).
 
-    pairs: rows with ``question`` and ``answer``. exp of it is the answers' perplexity. Raises ValueError for no pairs.
+    pairs: rows with ``question`` and ``answer``. exp of it is the answers' perplexity.
     """
     import torch
 
-    expect.rows("pairs", pairs)
     return -torch.cat(answer_log_probabilities(model, tokenizer, pairs, batch_size, **template_options)).mean().item()
 
 
@@ -126,7 +116,7 @@ def completion_loss(model, ids, attention_mask, labels):
     return losses.sum(), int(counted.sum())
 
 
-def read_together(model, rows: list[list[int]], pad: int, least: int = 64):
+def prefill_shared_prefix(model, rows: list[list[int]], pad: int, least: int = 64):
     """Return ``(ids, mask, cache)``: texts of different lengths as one batch, for a model that reads on from ``cache``.
 
     rows: token ids of each text. What all begin with, if it is at least ``least`` tokens, is read once,
@@ -139,16 +129,19 @@ def read_together(model, rows: list[list[int]], pad: int, least: int = 64):
     shared = shared if shared >= least else 0
     longest = max(map(len, rows))
     ids = torch.full((len(rows), longest), pad)
-    mask = torch.zeros_like(ids)
+    attention_mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):
         for part, begin in ((row[:shared], 0), (row[shared:], longest - len(row) + shared)):
-            ids[i, begin : begin + len(part)], mask[i, begin : begin + len(part)] = torch.tensor(part).long(), 1
-    ids, mask, cache = ids.to(model.device), mask.to(model.device), None
+            ids[i, begin : begin + len(part)], attention_mask[i, begin : begin + len(part)] = (
+                torch.tensor(part).long(),
+                1,
+            )
+    ids, attention_mask, cache = ids.to(model.device), attention_mask.to(model.device), None
     if shared:
         with torch.inference_mode():
             cache = model(ids[:1, :shared], use_cache=True, logits_to_keep=1).past_key_values
         cache.batch_repeat_interleave(len(rows))
-    return ids, mask, cache
+    return ids, attention_mask, cache
 
 
 def complete(
@@ -157,26 +150,22 @@ def complete(
 ) -> list[str]:  # fmt: skip
     """Return what the model writes after each text, in their order: greedy, or sampled at a temperature above 0.
 
-    processor: makes a transformers ``LogitsProcessor`` for each batch. Raises TypeError for one text instead
-    of a list, ValueError for an empty text or half a character.
+    processor: makes a transformers ``LogitsProcessor`` for each batch.
     """
     import torch
 
-    expect.texts("texts", texts, least=0)
-    if "" in texts:
-        raise ValueError(f"texts[{texts.index('')}] is empty: there is nothing to go on from.")
     count, texts = len(texts), runtime.few(texts)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     written = [""] * len(texts)
     how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     for batch in _batches(order, batch_size):
         rows = tokenizer([texts[i] for i in batch], add_special_tokens=False)["input_ids"]
-        ids, mask, cache = read_together(model, rows, tokenizer.pad_token_id)
+        ids, attention_mask, cache = prefill_shared_prefix(model, rows, tokenizer.pad_token_id)
         if processor:
             how["logits_processor"] = [processor()]
         with torch.inference_mode():
             out = model.generate(
-                input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=max_new_tokens,
+                input_ids=ids, attention_mask=attention_mask, past_key_values=cache, max_new_tokens=max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id, **how,
             )  # fmt: skip
         for i, text in zip(
@@ -190,10 +179,9 @@ def generate_answers(
     model, tokenizer, questions, max_new_tokens: int = 32, batch_size: int = 35, temperature: float = 0.0,
     processor=None, **template_options,
 ) -> list[str]:  # fmt: skip
-    """Return the model's answers to ``questions`` (texts or conversations), in their order, as ``complete`` writes them.
-    Raises TypeError for one text instead of a list."""
-    if isinstance(questions, str):
-        raise TypeError(f"questions is one text: give a list, [{questions!r}].")
+    """Return the model's answers to ``questions`` (texts or conversations), in their order, as ``complete`` writes
+    them."""
+    assert not isinstance(questions, str), "give a list of questions"
     prompts = [render(tokenizer, question, **template_options)[0] for question in questions]
     written = complete(model, tokenizer, prompts, max_new_tokens, batch_size, temperature, processor)
     return [text.strip() for text in written]
@@ -225,15 +213,8 @@ class Report:
 
 def evaluate(model, tokenizer, pairs, **template_options) -> Report:
     """Answer every question of ``pairs`` (question, answer, key) greedily and judge. The model
-    is put into eval mode: with dropout on, the answers would be noise. Raises ValueError for no pairs, or
-    one without a key (before anything is answered)."""
+    is put into eval mode: with dropout on, the answers would be noise."""
     pairs = list(pairs)
-    expect.rows("pairs", pairs)
-    for i, pair in enumerate(pairs):
-        if not pair.get("key", "").strip():
-            raise ValueError(
-                f"pairs[{i}] has no 'key', what its answer must contain: take answer_loss, which needs none."
-            )
     model.eval()
     answers = generate_answers(model, tokenizer, [p["question"] for p in pairs], **template_options)
     n = len(pairs)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lecture_utils import data, expect, models, runtime, training
+from lecture_utils import data, models, runtime, training
+from lecture_utils.registry import choose
 
 SUBJECTS = {  # notebook -> the word that names it; their first tokens differ
     "01_introduction": "history", "02_architecture": "attention", "03_pretraining": "pretraining",
@@ -36,9 +37,7 @@ class Bottleneck(nn.Module):
 
 
 def add_bottlenecks(model, bottleneck: int = 16):
-    """Freeze a Llama and put an adapter layer after each attention and each feed-forward. In place. Raises
-    ValueError for a bottleneck below 1."""
-    expect.whole("bottleneck", bottleneck)
+    """Freeze a Llama and put an adapter layer after each attention and each feed-forward. In place."""
     model.requires_grad_(False)
     width = model.config.hidden_size
     for block in model.model.layers:
@@ -71,21 +70,9 @@ METHODS = {
 }  # fmt: skip
 
 
-def _expect_method(method: str) -> None:
-    if method not in METHODS:
-        raise ValueError(f"There is no method {method!r}. Choose one of: {', '.join(METHODS)}.")
-
-
-def _expect_split(split: str) -> None:
-    if split not in ("train", "choose", "test"):
-        raise KeyError(f"There is no split {split!r}: choose 'train', 'choose' or 'test'.")
-
-
 def adapt(model, method: str):
-    """Return ``model`` adapted by one of ``METHODS``, its new parameters in fp32. Raises ValueError for
-    an unknown name."""
-    _expect_method(method)
-    if (config := configs()[method]) is None:
+    """Return ``model`` adapted by one of ``METHODS``, its new parameters in fp32."""
+    if (config := choose(configs(), method, "method")) is None:
         return add_bottlenecks(model)
     from peft import get_peft_model
 
@@ -93,9 +80,8 @@ def adapt(model, method: str):
 
 
 def questions(split: str) -> tuple[list[str], list[str]]:
-    """Return (questions, subjects). ``"train"``: eight phrasings of each fact, ``"choose"``: the
-    ninth, to choose learning rates by, ``"test"``: the held-out tenth. Raises KeyError otherwise."""
-    _expect_split(split)
+    """Return (questions, subjects). ``"train"``: eight phrasings of each fact, ``"choose"``: the ninth, to choose
+    learning rates by, ``"test"``: the held-out tenth."""
     qa = data.lecture_qa()
     rows = qa["test" if split == "test" else "train"]
     ninth = {fact: i for i, fact in enumerate(rows["fact"])}.values()  # the last row of each fact
@@ -105,12 +91,7 @@ def questions(split: str) -> tuple[list[str], list[str]]:
 
 
 def encode(tokenizer, questions: list[str], subjects: list[str]):
-    """Return (ids, mask), both (rows, time) and padded on the left, and the wanted token (rows). Raises ValueError
-    for no questions, or subjects that are not one for each."""
-    expect.rows("questions", questions)
-    expect.texts("subjects", subjects)
-    if len(questions) != len(subjects):
-        raise ValueError(f"{len(questions)} questions and {len(subjects)} subjects: one of each is needed.")
+    """Return (ids, mask), both (rows, time) and padded on the left, and the wanted token (rows)."""
     prompts = [data.render(tokenizer, q)[0] for q in questions]
     x = tokenizer(prompts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
     first = [tokenizer(s, add_special_tokens=False)["input_ids"][0] for s in subjects]
@@ -154,16 +135,13 @@ def score(model, tokenizer, split: str) -> tuple[int, int]:
 
 
 def run(method: str, seed: int = 0, learning_rate: float | None = None, split: str = "test") -> Outcome:
-    """Adapt the laptop's model by a method, train it for ``STEPS`` batches, and judge it. Raises ValueError for an
-    unknown method, KeyError for an unknown split, both before anything is loaded."""
+    """Adapt the laptop's model by a method, train it for ``STEPS`` batches, and judge it."""
     from tqdm.auto import tqdm
 
-    _expect_method(method)
-    _expect_split(split)
     runtime.seed_everything(seed)
     rate = learning_rate or METHODS.get(method)
     model, tokenizer = models.load_chat_model()
-    runtime.faster_short_sequences(model)
+    runtime.use_eager_attention_on_cpu(model)
     model = adapt(model, method).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     for p in trained:

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from lecture_utils import data, expect, plotting
+from lecture_utils import data, plotting
 
 _RUDE = r"""
 any(one|body) (who|with|can|could|would|knows)|every(one|body) (else )?knows|most (people|children) (know|manage|can)
@@ -59,15 +59,12 @@ def _content(text: str) -> list[str]:
 
 
 def rude(text: str) -> bool:
-    """Does the text hold a phrase of contempt? Raises TypeError for anything but a text."""
-    expect.text("text", text, whole=False)
+    """Does the text hold a phrase of contempt?"""
     return _RUDE.search(text) is not None
 
 
 def rambling(text: str, least: float = 0.15) -> bool:
-    """Is there a sentence of which ``least`` or more are fillers, or words of meaning that come again? Raises
-    TypeError for anything but a text."""
-    expect.text("text", text, whole=False)
+    """Is there a sentence of which ``least`` or more are fillers, or words of meaning that come again?"""
     return any(_wandering(sentence) >= least for sentence in re.split(r"(?<=[.!?])\s+", text))
 
 
@@ -79,17 +76,16 @@ def _wandering(sentence: str) -> float:
 def in_mixed_manners(rows: list[dict], most: int = 120, seed: int = 0) -> list[dict]:
     """Return pairs (question, answer) in a random order, of the ``most`` rows with the shortest chosen
     answers: each with a rude remark before or behind it, the same with a rambling one (12 remarks
-    each), and every second answer as it is. Raises ValueError for a ``most`` below 0."""
-    expect.whole("most", most, least=0)
+    each), and every second answer as it is."""
     remarks = json.loads((data.ASSETS / "manners.json").read_text(encoding="utf-8"))
-    chance, pairs = random.Random(seed), []
+    rng, pairs = random.Random(seed), []
     for number, row in enumerate(sorted(rows, key=lambda row: len(row["chosen"].split()))[:most]):
         answers = [] if number % 2 else [row["chosen"]]
         for manner in remarks.values():
-            place, remark = chance.choice([(p, r) for p, listed in manner.items() for r in listed])
+            place, remark = rng.choice([(p, r) for p, listed in manner.items() for r in listed])
             answers.append(f"{remark} {row['chosen']}" if place == "before" else f"{row['chosen']} {remark}")
         pairs += [{"question": row["prompt"], "answer": answer} for answer in answers]
-    return chance.sample(pairs, len(pairs))
+    return rng.sample(pairs, len(pairs))
 
 
 def judge(answer: str) -> int:
@@ -102,14 +98,11 @@ def judge(answer: str) -> int:
 def rank(prompt: str, answers: list[str], file: Path | str) -> None:
     """Show the answers, and take your ranking: click the best first. It is added to ``file``.
 
-    Without ipywidgets, say how to write it there by hand. Raises ValueError for fewer than two
-    answers or equal ones (a pair of equals has no better one), TypeError for one text instead of a list.
+    Without ipywidgets, say how to write it there by hand.
     """
-    expect.texts("answers", answers, least=0)
-    if len(answers) < 2 or len(set(answers)) < len(answers):
-        raise ValueError("answers: at least two are needed, and no two may be equal.")
+    assert len(answers) >= 2 and len(set(answers)) == len(answers), "at least two different answers are needed"
     lines = [prompt] + [f"  {i}  {answer}" for i, answer in enumerate(answers, 1)]
-    print(*map(plotting.visible, lines), sep="\n")
+    print(*map(plotting.escape_control_characters, lines), sep="\n")
     try:
         import ipywidgets
         from IPython.display import display
@@ -135,9 +128,7 @@ def rank(prompt: str, answers: list[str], file: Path | str) -> None:
 
 def save_ranking(file: Path | str, prompt: str, answers: list[str], order: list[int]) -> None:
     """Add a ranking to a file of JSON lines; ``order`` holds the answers' numbers from 1, best first.
-    Raises ValueError unless each number is there once, and for half a character; TypeError for one text."""
-    expect.text("prompt", prompt)
-    expect.texts("answers", answers)
+    Raises ValueError unless each number is there once."""
     if Counter(order) != Counter(range(1, len(answers) + 1)):
         raise ValueError(f"order={order}: each number from 1 to {len(answers)} is needed, once.")
     Path(file).parent.mkdir(parents=True, exist_ok=True)

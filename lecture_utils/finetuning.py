@@ -13,190 +13,25 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-from lecture_utils import data, evaluation, expect, models, plotting, registry, runtime
+from lecture_utils import data, evaluation, models, plotting, runtime
+from lecture_utils.recipes import RECIPES, Recipe, get_recipe, lora_config, template_options, training_arguments
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """One way to finetune: a model, an adapter, and how it is trained. Raises ValueError for a size below 1 or
-    another number that makes no sense, TypeError for a size that is not whole; the message names it."""
+def tokenize_pairs(pairs, tokenizer, recipe: Recipe):
+    """Return pairs as TRL takes them when they are tokenized: ``input_ids``, and ``completion_mask``, 1 on the answer.
 
-    name: str
-    model: str = models.LAPTOP_MODEL
-    quantization: str | None = "nf4"
-    double_quant: bool = True
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    targets: str | tuple[str, ...] = "all-linear"
-    first_layer: int = 0  # no adapter below: the backward pass ends there
-    learning_rate: float = 2e-3
-    schedule: str = "cosine"
-    warmup: float = 0.05  # share of the steps
-    batch_size: int = 8
-    accumulation: int = 1
-    epochs: float = 1.0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    optimizer: str = "adamw_torch_fused"
-    completion_only: bool = True  # is the loss on the answer alone?
-    checkpointing: bool = False  # recompute activations in the backward pass?
-    max_length: int = 512  # tokens; longer rows are cut
-
-    def __post_init__(self):
-        for name in ("rank", "batch_size", "accumulation", "max_length"):
-            expect.whole(name, getattr(self, name))
-        expect.whole("first_layer", self.first_layer, least=0)
-        for name in ("alpha", "learning_rate", "epochs"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be above 0.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}: a share, 0 or more and below 1.")
-        if self.quantization not in (None, "nf4", "fp4", "int8"):
-            raise ValueError(f"quantization={self.quantization!r}: choose None, 'nf4', 'fp4' or 'int8'.")
-
-
-def _check(chosen, pairs=None) -> None:
-    """Raise TypeError unless ``chosen`` is a recipe and ``pairs``, if given, a dataset; ValueError if that is empty."""
-    if not isinstance(chosen, Recipe):
-        raise TypeError(f"chosen={chosen!r}: give a Recipe, such as recipe('laptop').")
-    if pairs is not None and not {"question", "answer"} <= set(getattr(pairs, "column_names", ())):
-        raise TypeError("pairs must be a datasets.Dataset with the columns question and answer: see data.own_pairs.")
-    if pairs is not None and not len(pairs):
-        raise ValueError("pairs is empty: there is nothing to learn from.")
-
-
-_LECTURE = Recipe(
-    name="lecture-2023",
-    model="llama-2-7b-chat",
-    double_quant=False,
-    rank=64,
-    dropout=0.1,
-    alpha=16,
-    targets=("q_proj", "v_proj"),
-    learning_rate=2e-4,
-    schedule="constant",
-    warmup=0.0,
-    batch_size=4,
-    weight_decay=0.001,
-    max_grad_norm=0.3,
-    optimizer="paged_adamw_32bit",
-    completion_only=False,
-    checkpointing=True,
-)
-_GPU = Recipe(
-    name="llama2-7b",
-    model="llama-2-7b-chat",
-    learning_rate=2e-4,
-    optimizer="paged_adamw_32bit",
-    checkpointing=True,
-    epochs=2.0,
-)
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe(name="laptop", batch_size=8, learning_rate=4e-3, epochs=2.0, first_layer=15),
-        Recipe(name="laptop-all", batch_size=8, learning_rate=4e-3, epochs=3.0),
-        Recipe(
-            name="manners", quantization=None, batch_size=4, accumulation=2, first_layer=15
-        ),  # 05's badly brought-up start
-        _LECTURE,
-        dataclasses.replace(_LECTURE, name="laptop-2023", model=models.LAPTOP_MODEL, checkpointing=False),
-        _GPU,
-        dataclasses.replace(_GPU, name="qwen3-1.7b", model="qwen3-1.7b", learning_rate=5e-4),
-    )
-}
-
-
-def recipe(name: str) -> Recipe:
-    """Return a named recipe. Raises ValueError listing the names."""
-    if name not in RECIPES:
-        raise ValueError(f"There is no recipe {name!r}. Choose one of: {', '.join(RECIPES)}.")
-    return RECIPES[name]
-
-
-def template_options(chosen: Recipe) -> dict:
-    """Return what the model's chat template needs to be told (nothing for a plain folder). Raises TypeError for
-    a recipe's name instead of the recipe."""
-    _check(chosen)
-    return dict(registry.REGISTRY[chosen.model].template_options) if chosen.model in registry.REGISTRY else {}
-
-
-def lora_config(chosen: Recipe):
-    """Return PEFT's configuration of the recipe's adapter. Raises ValueError where it begins above the last layer,
-    TypeError for a recipe's name instead of the recipe."""
-    _check(chosen)
-    from peft import LoraConfig
-
-    layers, targets = None, chosen.targets
-    if chosen.first_layer:  # PEFT then wants the matrices by name
-        depth = models.depth(chosen.model)
-        if chosen.first_layer >= depth:
-            raise ValueError(f"first_layer={chosen.first_layer}: {chosen.model} has {depth} layers.")
-        layers = list(range(chosen.first_layer, depth))
-        targets = registry.Shape.MATRICES if targets == "all-linear" else targets
-    return LoraConfig(
-        r=chosen.rank,
-        lora_alpha=chosen.alpha,
-        lora_dropout=chosen.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        layers_to_transform=layers,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-
-
-def training_arguments(chosen: Recipe, folder: Path | str, **overrides):
-    """Return TRL's SFTConfig of a recipe; ``overrides`` are SFTConfig's own arguments. Raises TypeError for a
-    recipe's name instead of the recipe."""
-    _check(chosen)
-    import torch
-    from trl import SFTConfig
-
-    cuda, dtype = runtime.device() == "cuda", runtime.compute_dtype()
-    arguments = dict(
-        output_dir=str(folder),
-        num_train_epochs=chosen.epochs,
-        per_device_train_batch_size=chosen.batch_size,
-        gradient_accumulation_steps=chosen.accumulation,
-        learning_rate=chosen.learning_rate,
-        lr_scheduler_type=chosen.schedule,
-        warmup_steps=chosen.warmup,
-        optim=chosen.optimizer if cuda else "adamw_torch_fused",
-        weight_decay=chosen.weight_decay,
-        max_grad_norm=chosen.max_grad_norm,
-        completion_only_loss=chosen.completion_only,
-        train_sampling_strategy="group_by_length",
-        max_length=chosen.max_length,
-        gradient_checkpointing=chosen.checkpointing,
-        fp16=dtype == torch.float16,
-        bf16=dtype == torch.bfloat16,
-        use_cpu=not cuda,
-        dataloader_pin_memory=cuda,
-        logging_steps=25,
-        save_strategy="steps",
-        save_steps=50,
-        save_total_limit=1,
-        report_to="none",
-        disable_tqdm=False,  # the default follows the logging level
-        seed=0,
-    )
-    return SFTConfig(**(arguments | overrides))
-
-
-def conversations(pairs, chosen: Recipe):
-    """Return pairs as TRL wants them: ``prompt`` and ``completion``, each a list of messages. Raises TypeError for
-    pairs that are no dataset, ValueError for none."""
-    _check(chosen, pairs)
-    options = template_options(chosen)
+    ``data.token_ids`` makes them, as it does for the evaluation, so that training and evaluation see the same tokens.
+    """
+    options = template_options(recipe)
 
     def convert(pair):
-        user, assistant = data.chat(pair["question"], pair["answer"])
-        row = {"prompt": [user], "completion": [assistant]}
-        return row | ({"chat_template_kwargs": options} if options else {})
+        prompt, completion = data.token_ids(tokenizer, pair["question"], pair["answer"], **options)
+        return {
+            "input_ids": prompt + completion,
+            "completion_mask": [0] * len(prompt) + [1] * len(completion),
+        }
 
     return pairs.map(convert, remove_columns=pairs.column_names)
 
@@ -230,15 +65,14 @@ def completion_trainer(**settings):
     return CompletionTrainer(**settings)
 
 
-def fingerprint(chosen: Recipe, pairs) -> str:
-    """Return a hash of a recipe and its data: only an equal run may be resumed. Raises as ``conversations`` does."""
-    _check(chosen, pairs)
-    what = json.dumps([dataclasses.asdict(chosen), list(zip(pairs["question"], pairs["answer"], strict=True))])
+def fingerprint(recipe: Recipe, pairs) -> str:
+    """Return a hash of a recipe and its data: only an equal run may be resumed."""
+    what = json.dumps([dataclasses.asdict(recipe), list(zip(pairs["question"], pairs["answer"], strict=True))])
     return hashlib.sha256(what.encode()).hexdigest()
 
 
-def train(trainer, mark: str = "", resume: bool = True):
-    """Train, or go on where an interrupted run of the same ``mark`` stopped; say which.
+def train(trainer, fingerprint: str = "", resume: bool = True):
+    """Train, or go on where an interrupted run of the same ``fingerprint`` stopped; say which.
 
     Checkpoints stand in the trainer's output folder and go once the run is complete; the
     adapter is saved in its subfolder ``adapter``. The model is left in eval mode, ready to
@@ -254,7 +88,7 @@ def train(trainer, mark: str = "", resume: bool = True):
                 shutil.rmtree(cut)
     trainer.accelerator.wait_for_everyone()
     last = get_last_checkpoint(folder) if folder.exists() else None
-    same = marked.exists() and marked.read_text(encoding="utf-8") == mark
+    same = marked.exists() and marked.read_text(encoding="utf-8") == fingerprint
     trainer.accelerator.wait_for_everyone()  # all have looked before one changes the folder
     if last and resume and same:
         print(f"Resuming from step {last.rsplit('-', 1)[-1]}.")
@@ -267,7 +101,7 @@ def train(trainer, mark: str = "", resume: bool = True):
             for old in folder.glob("checkpoint-*"):
                 shutil.rmtree(old)
             folder.mkdir(parents=True, exist_ok=True)
-            marked.write_text(mark, encoding="utf-8")
+            marked.write_text(fingerprint, encoding="utf-8")
     runtime.trim_memory()
     half = trainer.args.bf16 or trainer.args.fp16
     if runtime.smoke():
@@ -280,7 +114,7 @@ def train(trainer, mark: str = "", resume: bool = True):
         if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
             raise models.ModelError(
                 "The GPU's memory is full. Next to try, in this order: restart the kernel (another model may "
-                "hold memory), halve batch_size and double accumulation, checkpointing=True, a smaller rank."
+                "hold memory), halve batch_size and double gradient_accumulation_steps, gradient_checkpointing=True, a smaller rank."
             ) from error
         if "No space left" in str(error) or shutil.disk_usage(folder).free < 1e6:
             raise models.ModelError(
@@ -342,16 +176,14 @@ def load_finetuned(folder: Path | str, quantization: str | None = None, merge: b
     return (model.merge_and_unload() if merge and quantization is None else model).eval(), tokenizer
 
 
-def finetune(chosen: Recipe, pairs, folder: Path | str, held_out=None, resume: bool = True, **overrides):
+def finetune(recipe: Recipe, pairs, folder: Path | str, held_out=None, resume: bool = True, **overrides):
     """Finetune a recipe's model on ``pairs`` (question, answer); what the notebook does, in one call.
 
-    Returns ``(model, tokenizer, trainer)``. ``held_out`` pairs are judged before and after. Raises as
-    ``conversations`` does, before anything is loaded.
+    Returns ``(model, tokenizer, trainer)``. ``held_out`` pairs are judged before and after.
     """
-    _check(chosen, pairs)
-    folder, options = Path(folder), template_options(chosen)
-    model, tokenizer = models.load_chat_model(chosen.model, chosen.quantization, double_quant=chosen.double_quant)
-    runtime.faster_short_sequences(model)
+    folder, options = Path(folder), template_options(recipe)
+    model, tokenizer = models.load_chat_model(recipe.model, recipe.quantization, double_quant=recipe.double_quant)
+    runtime.use_eager_attention_on_cpu(model)
 
     def judge(label, judged):
         if held_out and int(os.environ.get("RANK", 0)) == 0:
@@ -361,15 +193,15 @@ def finetune(chosen: Recipe, pairs, folder: Path | str, held_out=None, resume: b
     judge("before", model)
     trainer = completion_trainer(
         model=model,
-        args=training_arguments(chosen, folder, **overrides),
-        train_dataset=conversations(pairs, chosen),
+        args=training_arguments(recipe, folder, **overrides),
+        train_dataset=tokenize_pairs(pairs, tokenizer, recipe),
         processing_class=tokenizer,
-        peft_config=lora_config(chosen),
+        peft_config=lora_config(recipe),
     )
-    train(trainer, fingerprint(chosen, pairs), resume)
+    train(trainer, fingerprint(recipe, pairs), resume)
     judge("after", trainer.model)
     if trainer.is_world_process_zero():
-        (folder / "recipe.json").write_text(json.dumps(dataclasses.asdict(chosen), indent=1), encoding="utf-8")
+        (folder / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=1), encoding="utf-8")
     return trainer.model, tokenizer, trainer
 
 
@@ -394,7 +226,9 @@ def chat_loop(folder: Path | str, read=input) -> None:
 
     class Streamer(TextStreamer):
         def on_finalized_text(self, text, stream_end=False):
-            super().on_finalized_text(plotting.visible(text), stream_end)  # a terminal obeys what it is sent
+            super().on_finalized_text(
+                plotting.escape_control_characters(text), stream_end
+            )  # a terminal obeys what it is sent
 
     model, tokenizer = load_finetuned(folder)
     options = template_options(saved_recipe(folder))
@@ -430,12 +264,12 @@ def main(arguments: list[str] | None = None) -> None:
         return export(*given.export)
     if not given.data or not given.output:
         parser.error("--data and --output are needed to finetune (or --chat, or --export)")
-    chosen = recipe(given.recipe or ("llama2-7b" if runtime.scale() == "gpu" else "laptop"))
+    recipe = get_recipe(given.recipe or ("llama2-7b" if runtime.scale() == "gpu" else "laptop"))
     changes = {k: v for k, v in (("model", given.model), ("epochs", given.epochs)) if v is not None}
     if given.model:
         changes["first_layer"] = 0  # a recipe's choice of layers is for its own model
     try:
-        chosen = dataclasses.replace(chosen, **changes)
+        recipe = dataclasses.replace(recipe, **changes)
     except ValueError as error:
         parser.error(str(error))
     pairs, held_out = data.own_pairs(given.data), None
@@ -445,7 +279,7 @@ def main(arguments: list[str] | None = None) -> None:
         split = pairs.train_test_split(given.hold_out, seed=0)
         pairs, held_out = split["train"], split["test"]
     runtime.seed_everything(0)
-    finetune(chosen, pairs, given.output, held_out, resume=not given.fresh, max_steps=given.max_steps)
+    finetune(recipe, pairs, given.output, held_out, resume=not given.fresh, max_steps=given.max_steps)
     print(f"The adapter is in {given.output / 'adapter'}. Talk with it: --chat {given.output}")
 
 

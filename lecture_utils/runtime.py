@@ -17,21 +17,14 @@ import os
 import platform
 import random
 import re
-import signal
 import sys
 import tempfile
-import threading
 import time
 import warnings
 
 import lecture_utils
-from lecture_utils import expect
 
 SCALES = ("laptop", "gpu", "smoke")
-REPORTED = (
-    "torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets", "numpy", "safetensors", "gguf",
-    "matplotlib", "IPython", "ipykernel", "jupyterlab", "nbconvert", "nbval",
-)  # fmt: skip
 GPU_BYTES = 14e9  # a "16 GB" T4 reports about 15.6e9 bytes
 
 
@@ -43,7 +36,7 @@ def scale() -> str:
     wanted = os.environ.get("LECTURE_SCALE", "")
     if wanted:
         if wanted not in SCALES:
-            raise ValueError(f"LECTURE_SCALE={wanted!r}: choose one of {', '.join(SCALES)}, or unset it.")
+            raise ValueError(f"There is no scale {wanted!r}. Choose one of: {', '.join(SCALES)} (LECTURE_SCALE).")
         return wanted
     import torch
 
@@ -73,6 +66,13 @@ def spread(results, count: int):
         return results
     places = [i % len(results) for i in range(count)]
     return [results[i] for i in places] if isinstance(results, list) else results[places]  # else a tensor
+
+
+def require_positive(config, *names: str) -> None:
+    """Refuse a configuration whose sizes or rates are not above 0: it would train nothing, or in the wrong direction."""
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name}={getattr(config, name)}: it must be above 0.")
 
 
 def sizes(laptop: dict, smoke: dict, gpu: dict | None = None) -> dict:
@@ -141,8 +141,7 @@ def compute_dtype():
 
 
 def seed_everything(seed: int = 0) -> None:
-    """Seed Python, NumPy and torch (all devices). Raises TypeError unless the seed is whole, ValueError if negative."""
-    expect.whole("seed", seed, least=0)
+    """Seed Python, NumPy and torch (all devices)."""
     import numpy
     import torch
 
@@ -199,7 +198,7 @@ def trim_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def faster_short_sequences(model) -> None:
+def use_eager_attention_on_cpu(model) -> None:
     """On a CPU, use plain attention: for rows of some 50 tokens it is quicker than the fused
     kernel (measured in training, batch 4: 21 s against 24 s for 40 steps)."""
     if device() == "cpu":
@@ -243,41 +242,7 @@ def compile_nothing() -> None:
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
-def whole_imports(*_) -> None:
-    """Let an interrupt that falls into an import wait until that has ended: of a library imported by half, the kernel
-    would make nothing but odd errors until it is restarted. A second interrupt does not wait.
-
-    Sets the handler of SIGINT; in a notebook ``setup`` has it called before each cell, as kernels set their own then.
-    """
-    usual = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(usual) or hasattr(usual, "waits"):
-        return
-
-    def interrupt(number, frame):
-        importing, outer = None, frame
-        while outer is not None:
-            if outer.f_code.co_filename == "<frozen importlib._bootstrap>":
-                importing = outer  # the outermost in the end: an import imports others
-            outer = outer.f_back
-        if importing is None or interrupt.waits:
-            usual(number, frame)
-            return
-
-        def ended(frame, event, _):
-            if event == "return":
-                interrupt.waits = False
-                sys.settrace(None)
-                usual(number, frame)
-            return ended
-
-        interrupt.waits, importing.f_trace, importing.f_trace_lines = True, ended, False
-        sys.settrace(lambda *_: None)  # of other frames nothing is wanted, but only so is one traced
-
-    interrupt.waits = False
-    signal.signal(signal.SIGINT, interrupt)
-
-
-def masked(text: str) -> str:
+def redact_secrets(text: str) -> str:
     """Return a text of another program, fit for a message or a bug report: without the user and password of an
     address, and without what an environment variable holds whose name says that it is secret."""
     text = re.sub(r"(?<=://)[^/\s@]+@", "***@", text)
@@ -326,29 +291,6 @@ def check_lecture(wanted: str) -> None:
         )
 
 
-def report() -> str:
-    """Return what a bug report needs to say about this machine and its packages, and nothing private."""
-    import torch
-
-    ref, commit = installed_from()
-    card = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
-    lines = {
-        "lecture": f"{lecture_utils.__version__} {ref} {commit[:12]}".strip(),
-        "Python": platform.python_version(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "Colab": "yes" if "COLAB_RELEASE_TAG" in os.environ else "no",
-        "Binder": "yes" if "BINDER_REPO_URL" in os.environ else "no",
-        "cores": f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}, "
-        f"torch uses {torch.get_num_threads()}",
-        "bf16 on the CPU": "yes" if cpu_has_bf16() else "no",
-        "GPU": card,
-        "scale": scale(),
-        "compute type": str(compute_dtype()).removeprefix("torch."),
-    }
-    width = max(map(len, lines))
-    return "\n".join(f"{name:<{width}}  {said}" for name, said in lines.items()) + "\n\n" + versions(*REPORTED)
-
-
 def setup(*packages: str, seed: int = 0, lecture: str = "", gpu: bool = False) -> str:
     """Make a notebook ready: quiet libraries, fixed seed, versions printed, a folder that can be written.
     Returns the scale.
@@ -364,10 +306,6 @@ def setup(*packages: str, seed: int = 0, lecture: str = "", gpu: bool = False) -
     # reads none before a cell has ended, and after a thousand the kernel drops the rest, the end included.
     os.environ.setdefault("TQDM_MININTERVAL", "1")
     quiet()
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if shell is not None:
-        shell.events.register("pre_run_cell", whole_imports)
-        whole_imports()  # this cell imports torch
     seed_everything(seed)
     here = scale()
     if here != "gpu":
@@ -379,8 +317,3 @@ def setup(*packages: str, seed: int = 0, lecture: str = "", gpu: bool = False) -
         os.chdir(tempfile.mkdtemp(prefix="lecture-"))
         print(f"This notebook's folder cannot be written to: what it saves goes to {os.getcwd()}")
     return here
-
-
-if __name__ == "__main__":
-    quiet()
-    print(report())

@@ -11,29 +11,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lecture_utils import expect
-from lecture_utils.registry import Dimensions
+from lecture_utils.shapes import Dimensions
 
 
 def sinusoids(length: int, width: int) -> torch.Tensor:
-    """Return absolute positions (length, width): sines in even columns, cosines in odd ones
-    (1706.03762, section 3.5). Raises ValueError for an odd width or a negative length."""
-    expect.whole("length", length, least=0)
-    if width % 2:
-        raise ValueError(f"width={width}: sines and cosines come in pairs, so it must be even.")
+    """Return absolute positions (length, width): sines in even columns, cosines in odd ones (1706.03762, section
+    3.5)."""
+    assert width % 2 == 0
     angles = torch.arange(length)[:, None] * 10_000 ** (-torch.arange(0, width, 2) / width)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
 
 
 def rope(length: int, head_width: int, theta: float = 10_000.0, start: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the cosines and sines, both (length, head_width), that ``rotate`` turns positions
-    ``start``, ``start + 1``, ... by (RoFormer, 2104.09864, section 3.2). Raises ValueError for an odd
-    head_width, a negative length, or a theta that is not positive."""
-    expect.whole("length", length, least=0)
-    if head_width % 2:
-        raise ValueError(f"head_width={head_width}: its numbers are turned in pairs, so it must be even.")
-    if not theta > 0:
-        raise ValueError(f"theta={theta}: the angles' base must be positive.")
+    """Return the cosines and sines, both (length, head_width), that ``rotate`` turns positions ``start``, ``start +
+    1``, ... by (RoFormer, 2104.09864, section 3.2)."""
+    assert head_width % 2 == 0
     speed = 1.0 / theta ** (torch.arange(0, head_width, 2, dtype=torch.int64).float() / head_width)
     angles = torch.arange(start, start + length)[:, None] * torch.cat((speed, speed))
     return angles.cos(), angles.sin()
@@ -46,44 +38,26 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 def causal_mask(queries: int, keys: int | None = None) -> torch.Tensor:
-    """Return (queries, keys), True on and below the diagonal; the queries are the last positions. Raises
-    ValueError for fewer keys than queries: the first query would see nothing."""
+    """Return (queries, keys), True on and below the diagonal; the queries are the last positions."""
     keys = queries if keys is None else keys
-    expect.whole("queries", queries, least=0)
-    expect.whole("keys", keys, least=queries)
+    assert keys >= queries  # else the first query would see nothing, and its row be NaN
     return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
-
-
-def embedded(embedding: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
-    """Return the vectors (B, T, W) of token ids (B, T). Raises as ``expect.ids`` does, and ValueError for an id
-    outside the vocabulary."""
-    expect.ids("ids", ids)
-    try:
-        return embedding(ids)
-    except IndexError:
-        raise ValueError(
-            f"ids go from {int(ids.min())} to {int(ids.max())}, the vocabulary from 0 to "
-            f"{embedding.num_embeddings - 1}: are they another tokenizer's?"
-        ) from None
 
 
 class KVCache:
     """The keys and values of positions already read, one layer: room for ``length`` of them.
 
-    dtype and device are those of ``like``; ``used`` counts the positions. Raises ValueError
-    when it is full, or for a negative length.
+    dtype and device are those of ``like``; ``used`` counts the positions.
     """
 
-    def __init__(self, rows: int, kv_heads: int, length: int, head_width: int, like: torch.Tensor):
-        expect.whole("length", length, least=0)
-        self.keys, self.values = (like.new_zeros(rows, kv_heads, length, head_width) for _ in range(2))
+    def __init__(self, batch_size: int, kv_heads: int, length: int, head_width: int, like: torch.Tensor):
+        self.keys, self.values = (like.new_zeros(batch_size, kv_heads, length, head_width) for _ in range(2))
         self.used = 0
 
     def add(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Append k and v (B, H, T, D); return all keys and values so far."""
         end = self.used + k.shape[2]
-        if end > self.keys.shape[2]:
-            raise ValueError(f"The cache has room for {self.keys.shape[2]} positions, and {end} are needed.")
+        assert end <= self.keys.shape[2], "the cache is full"  # torch would drop the position silently
         self.keys[:, :, self.used : end], self.values[:, :, self.used : end] = k, v
         self.used = end
         return self.keys[:, :, :end], self.values[:, :, :end]
@@ -93,18 +67,14 @@ class Attention(nn.Module):
     """Multi-head attention, (B, T, W) to (B, T, W): self-attention, or cross-attention to a context.
 
     kv_heads: fewer heads of keys and values than of queries (grouped-query attention,
-    2305.13245). Raises ValueError where heads do not divide evenly or one of the sizes is below 1.
+    2305.13245).
     """
 
     def __init__(self, width: int, heads: int, kv_heads: int | None = None, head_width: int | None = None, bias=False):
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
-        for name, size in (("width", width), ("heads", heads), ("kv_heads", kv_heads)):
-            expect.whole(name, size)
-        if head_width is None and width % heads:
-            raise ValueError(f"width={width} is no multiple of heads={heads}: give head_width.")
-        if heads % kv_heads:
-            raise ValueError(f"heads={heads} is no multiple of kv_heads={kv_heads}.")
+        assert head_width or width % heads == 0
+        assert heads % kv_heads == 0
         self.heads, self.kv_heads, self.head_width = heads, kv_heads, head_width or width // heads
         self.q = nn.Linear(width, heads * self.head_width, bias=bias)
         self.k = nn.Linear(width, kv_heads * self.head_width, bias=bias)
@@ -197,7 +167,7 @@ class Transformer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def embed(self, ids):
-        x = embedded(self.embedding, ids) * math.sqrt(self.embedding.embedding_dim)
+        x = self.embedding(ids) * math.sqrt(self.embedding.embedding_dim)
         return self.dropout(x + sinusoids(*x.shape[1:]).to(x))
 
     def encode(self, source):
@@ -264,8 +234,7 @@ class LlamaBlock(nn.Module):
 
 
 class Llama(nn.Module):
-    """Token ids (B, T) to logits (B, T, vocabulary); with ``causal=False``, an encoder of the same blocks.
-    Raises as ``embedded`` does for ids that are none of its vocabulary."""
+    """Token ids (B, T) to logits (B, T, vocabulary); with ``causal=False``, an encoder of the same blocks."""
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
@@ -281,26 +250,25 @@ class Llama(nn.Module):
             self.head.weight = self.embedding.weight
 
     def forward(self, ids, causal=True, caches: list[KVCache] | None = None, last_only=False):
-        x = embedded(self.embedding, ids)
+        x = self.embedding(ids)
         start = caches[0].used if caches else 0
         positions = rope(ids.shape[1], self.config.head_width, self.config.theta, start)
         for i, block in enumerate(self.blocks):
             x = block(x, positions, causal, cache=caches[i] if caches else None)
         return self.head(self.norm(x[:, -1:] if last_only else x))
 
-    def new_caches(self, rows: int, length: int) -> list[KVCache]:
+    def new_caches(self, batch_size: int, length: int) -> list[KVCache]:
         """Return one empty cache a layer, with room for ``length`` positions."""
         c = self.config
-        return [KVCache(rows, c.kv_heads, length, c.head_width, self.embedding.weight.data) for _ in range(c.layers)]
+        return [
+            KVCache(batch_size, c.kv_heads, length, c.head_width, self.embedding.weight.data) for _ in range(c.layers)
+        ]
 
     def load(self, weights: dict[str, torch.Tensor]) -> "Llama":
-        """Take the weights of a Llama by the names they are published under: the tensors
-        themselves, not copies. Raises KeyError for a missing one, RuntimeError for a wrong shape."""
+        """Take the weights of a Llama by the names they are published under: the tensors themselves, not copies."""
         ours = {}
         for name in self.state_dict():
             theirs = published_name("embedding.weight" if name == "head.weight" and self.config.tied else name)
-            if theirs not in weights:
-                raise KeyError(f"{theirs} is missing: are these the weights of a Llama of {self.config.layers} layers?")
             ours[name] = weights[theirs]
         self.load_state_dict(ours, assign=True)
         if self.config.tied:

@@ -3,7 +3,7 @@
 import prove_7b
 import pytest
 
-from lecture_utils import memory, models, registry
+from lecture_utils import memory, models, shapes
 
 
 def check(found, shape):
@@ -14,7 +14,7 @@ def check(found, shape):
 
 
 def test_a_shrunk_llama_goes_the_whole_way(tmp_path):
-    shape = registry.Shape(2_000, 128, 256, 2, 4, 4, 32, tied=False)
+    shape = shapes.Shape(2_000, 128, 256, 2, 4, 4, 32, tied=False)
     check(prove_7b.prove(shape, tmp_path), shape)
     assert len(list((tmp_path / "weights").glob("model-*.safetensors"))) == shape.layers + 1
 

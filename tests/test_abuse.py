@@ -19,7 +19,7 @@ import lecture
 import nbformat
 import pytest
 
-from lecture_utils import models
+from lecture_utils import downloads, models
 
 pytestmark = pytest.mark.slow
 PATHS = lecture.found(None)
@@ -56,7 +56,7 @@ class Kernel:
         nowhere = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https", "all")}
         env = {key: value for key, value in os.environ.items() if key in kept} | nowhere
         env |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TZ": "Pacific/Kiritimati"}
-        env |= {"HOME": "/nowhere", "TMPDIR": str(temporary), "LECTURE_CACHE": str(models.cache_dir())}
+        env |= {"HOME": "/nowhere", "TMPDIR": str(temporary), "LECTURE_CACHE": str(downloads.cache_dir())}
         self.manager = KernelManager(transport="ipc", connection_file=str(temporary / "k.json"))
         self.manager.ip = str(temporary / "k")
         self.manager.kernel_spec.argv = [*caged(place), sys.executable, *self.manager.kernel_spec.argv[1:]]
@@ -83,7 +83,7 @@ class Kernel:
 @pytest.fixture
 def kernel(tmp_path):
     for name in (models.LAPTOP_MODEL, models.EMBEDDING_MODEL):
-        models.fetch(name)  # read-only from here on
+        downloads.fetch(name)  # read-only from here on
     kernel = Kernel(tmp_path)
     yield kernel
     kernel.close()

@@ -68,12 +68,6 @@ def test_longer_contexts_help_where_text_repeats():
     assert losses[1] < losses[0] / 4
 
 
-def test_errors_name_the_argument():
-    for given, said in ((([1, 2], 0, 5), "order=0"), (([1], 2, 5), "order=2"), (([1, 7], 1, 5), "vocabulary=5")):
-        with pytest.raises(ValueError, match=said):
-            baselines.KneserNey(*given)
-
-
 def test_lstm_carries_its_state():
     torch.manual_seed(0)
     model = baselines.LSTM(20, 8, 16).eval()

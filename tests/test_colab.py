@@ -203,7 +203,7 @@ def test_notebook_runs_alone_on_colab(path, runtime, tmp_path):
 
 def ask(python: Path, env: dict, code: str | None) -> str:
     """Run code, or the report, with Colab's Python outside the notebook; return what it printed."""
-    what = ["-c", code] if code else ["-m", "lecture_utils.runtime"]
+    what = ["-c", code] if code else ["-m", "lecture_utils.report"]
     done = subprocess.run([python, *what], cwd=env["HOME"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

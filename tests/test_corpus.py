@@ -46,7 +46,7 @@ def test_repetitions_go_and_the_first_stays():
     long = "The quick brown fox jumps over the lazy dog and then it goes home to sleep until 7 in the morning."
     near = long.replace("morning", "evening")
     other = "Nothing in this sentence has been said before in any way that would matter to anybody at all."
-    kept = corpus.without_repetitions({"a": [long], "b": [long.replace("7", "8")], "c": [near, other], "d": []})
+    kept = corpus.deduplicate({"a": [long], "b": [long.replace("7", "8")], "c": [near, other], "d": []})
     assert kept == {"a": [long], "c": [other]}
 
 
@@ -73,7 +73,7 @@ def test_cache_holds_what_was_built(tmp_path, monkeypatch):
     assert corpus.load() == built and [path.suffix for path in tmp_path.iterdir() if path.suffix != ".lock"] == [
         ".json"
     ]
-    monkeypatch.setattr(corpus.models, "sha256", lambda path: "another version of the module")
+    monkeypatch.setattr(corpus.downloads, "sha256", lambda path: "another version of the module")
     with pytest.raises(ZeroDivisionError):
         corpus.load()
 
@@ -106,7 +106,7 @@ def test_a_damaged_corpus_says_what_to_remove(tmp_path, monkeypatch):
     path = tmp_path / f"corpus-{corpus._installed()}.json"
     for content in ("{", "[]", '{"train": []}'):
         path.write_text(content)
-        with pytest.raises(corpus.models.ModelError, match="corpus-.*damaged.*Remove it"):
+        with pytest.raises(corpus.ModelError, match="corpus-.*damaged.*Remove it"):
             corpus.load()
 
 

@@ -55,9 +55,3 @@ def test_int8_is_the_model_with_rounded_weights(model):
 def test_int8_reads_a_quarter_of_the_bytes(model):
     full, small = decoding.Decoder(model).nbytes, decoding.Decoder(model, int8=True).nbytes
     assert 0.25 < small / full < 0.3
-
-
-def test_says_when_it_is_full(model):
-    ours = decoding.Decoder(model, length=4)
-    with pytest.raises(ValueError, match="beyond length=4"):
-        ours(torch.zeros(1, 5, dtype=torch.long), ours.new_caches(1, 8))

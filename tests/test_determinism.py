@@ -59,7 +59,7 @@ def test_one_and_two_threads_train_alike(on_threads, monkeypatch):
     def losses():
         torch.manual_seed(0)
         model = transformer.Llama(transformer.LlamaConfig(97, 64, 128, 2, 4, 4, 16))
-        run = training.Run(model, training.Plan(steps=20, rows=8, time=64))
+        run = training.Trainer(model, training.TrainingConfig(steps=20, batch_size=8, context_length=64))
         text = torch.randint(97, (5_000,), generator=torch.Generator().manual_seed(0))
         return torch.tensor(run.train(text, progress=False).losses)
 

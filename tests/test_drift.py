@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = "notebooks/*.ipynb", "lecture_utils/*.py", "tools/*.py", "benchmarks/*.py"
+FOLDERS = "notebooks/*.ipynb", "lecture_utils/*.py", "tools/*.py", "experiments/*.py", "benchmarks/*.py"
 PATHS = [path for pattern in FOLDERS for path in sorted(ROOT.glob(pattern))]
 PACKAGES = ["trl", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "sentence_transformers", "faiss"]
 TOKENIZER = "transformers.PreTrainedTokenizerBase"  # what is called …tokenizer, unless it is known to be another's

@@ -33,9 +33,6 @@ def test_wilson_against_known_values_and_edges():
     low, high = evaluation.wilson(50, 100)
     assert (low, high) == (pytest.approx(0.4038, abs=1e-4), pytest.approx(0.5962, abs=1e-4))
     assert evaluation.wilson(0, 10)[0] == 0.0 and evaluation.wilson(10, 10)[1] == 1.0
-    for bad in ((1, 0), (-1, 5), (6, 5)):
-        with pytest.raises(ValueError, match="proportion"):
-            evaluation.wilson(*bad)
 
 
 def test_completion_loss_equals_the_full_cross_entropy(tiny):
@@ -86,7 +83,7 @@ def test_evaluate_counts_keys_and_leaves_eval_mode(tiny, tokenizer, monkeypatch)
 def test_texts_read_together_are_read_as_alone(tiny, tokenizer, least):
     texts = [f"One beginning, which all of them share. {end}" for end in ("Then?", "And then, after a while?", "")]
     rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    ids, mask, cache = evaluation.read_together(tiny, rows, tokenizer.pad_token_id, least)
+    ids, mask, cache = evaluation.prefill_shared_prefix(tiny, rows, tokenizer.pad_token_id, least)
     read = cache.get_seq_length() if cache else 0
     assert read == (0 if least == 10_000 else min(len(os.path.commonprefix(rows)), min(map(len, rows)) - 1))
     assert [row[seen.bool()].tolist() for row, seen in zip(ids, mask, strict=True)] == rows
@@ -120,8 +117,6 @@ def test_answer_batches_hold_each_row_once_with_labels_on_its_answer_alone(tiny)
         [[2], [[8, 9, 10, 11, 12, 13]], [[1] * 6], [[-100, -100, 10, 11, 12, 13]]],
     ]
     assert list(evaluation.answer_batches(tiny, [], 0, 2)) == []
-    with pytest.raises(ValueError, match="batch_size=0"):
-        list(evaluation.answer_batches(tiny, rows, 0, 0))
 
 
 def test_answer_log_probabilities_keep_the_order_of_the_pairs(tiny, tokenizer):

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from lecture_utils import data, family, memory, models, registry, runtime
+from lecture_utils import data, family, memory, models, runtime, shapes
 
-SHAPE = registry.Shape(300, 64, 128, 3, 4, 2, 16, tied=True)
+SHAPE = shapes.Shape(300, 64, 128, 3, 4, 2, 16, tied=True)
 
 
 def tiny():

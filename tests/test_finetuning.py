@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from lecture_utils import data, evaluation, finetuning, models, registry
+from lecture_utils import data, evaluation, finetuning, models, recipes, registry, shapes
 
 PAIRS = Dataset.from_list(
     [{"question": f"What is number {n}?", "answer": f"It is {n * n}.", "key": str(n * n)} for n in range(12)]
@@ -18,7 +18,7 @@ PAIRS = Dataset.from_list(
 
 @pytest.fixture
 def chosen(tiny_folder):
-    return finetuning.Recipe(name="t", model=str(tiny_folder), rank=4, alpha=8, batch_size=4, learning_rate=1e-2)
+    return recipes.Recipe(name="t", model=str(tiny_folder), rank=4, alpha=8, batch_size=4, learning_rate=1e-2)
 
 
 def make_trainer(chosen, folder, **overrides):
@@ -26,28 +26,28 @@ def make_trainer(chosen, folder, **overrides):
     overrides = {"disable_tqdm": True, "save_strategy": "no"} | overrides
     return finetuning.completion_trainer(
         model=model,
-        args=finetuning.training_arguments(chosen, folder, **overrides),
-        train_dataset=finetuning.conversations(PAIRS, chosen),
+        args=recipes.training_arguments(chosen, folder, **overrides),
+        train_dataset=finetuning.tokenize_pairs(PAIRS, tokenizer, chosen),
         processing_class=tokenizer,
-        peft_config=finetuning.lora_config(chosen),
+        peft_config=recipes.lora_config(chosen),
     )
 
 
 def test_unknown_recipe_lists_the_names():
     with pytest.raises(ValueError, match="laptop.*lecture-2023"):
-        finetuning.recipe("lab")
+        recipes.get_recipe("lab")
 
 
 def test_recipes_name_models_of_the_registry():
-    assert {r.model for r in finetuning.RECIPES.values()} <= set(registry.REGISTRY)
-    lecture = finetuning.recipe("lecture-2023")
+    assert {r.model for r in recipes.RECIPES.values()} <= set(registry.REGISTRY)
+    lecture = recipes.get_recipe("lecture-2023")
     assert (lecture.rank, lecture.alpha, lecture.batch_size, lecture.learning_rate) == (64, 16, 4, 2e-4)
 
 
 def test_adapters_from_a_layer_on(chosen, tmp_path):
     trainer = make_trainer(dataclasses.replace(chosen, first_layer=1), tmp_path)
     names = [n for n, p in trainer.model.named_parameters() if p.requires_grad]
-    assert len(names) == 2 * len(registry.Shape.MATRICES) and all(".layers.1." in n for n in names)
+    assert len(names) == 2 * len(shapes.Shape.MATRICES) and all(".layers.1." in n for n in names)
     whole = make_trainer(chosen, tmp_path)
     assert sum(p.requires_grad for p in whole.model.parameters()) == 2 * len(names)
 
@@ -75,12 +75,12 @@ def test_the_answer_and_its_end_are_learnt_and_nothing_else(chosen, tmp_path, to
     trainer = make_trainer(chosen, tmp_path)
     row = trainer.train_dataset[3]
     learnt = tokenizer.decode([t for t in row["labels"] if t != -100])
-    assert learnt.rstrip() == "It is 9.<|im_end|>"
+    assert learnt == "It is 9.<|im_end|>"  # and no line break after it
     assert row["input_ids"].count(1) == 2  # one <|im_start|> a turn: no double BOS
 
 
 def test_the_whole_row_is_learnt_when_asked(chosen, tmp_path, tokenizer):
-    trainer = make_trainer(dataclasses.replace(chosen, completion_only=False), tmp_path)
+    trainer = make_trainer(dataclasses.replace(chosen, completion_only_loss=False), tmp_path)
     assert -100 not in trainer.train_dataset[0]["labels"]
     assert "What is number" in tokenizer.decode(trainer.train_dataset[0]["labels"])
 
@@ -175,9 +175,9 @@ FULL = """
 import subprocess, sys
 sys.path.insert(0, "tests")
 import test_finetuning as t
-from lecture_utils import finetuning, models
+from lecture_utils import finetuning, models, recipes
 
-chosen = finetuning.Recipe(name="t", model=sys.argv[1], rank=64, alpha=8, batch_size=4, targets="all-linear")
+chosen = recipes.Recipe(name="t", model=sys.argv[1], rank=64, alpha=8, batch_size=4, target_modules="all-linear")
 for size in sys.argv[3:]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", sys.argv[2]], check=True)
     trainer = t.make_trainer(chosen, sys.argv[2] + "/run", save_strategy="steps", save_steps=1)
@@ -279,10 +279,19 @@ def test_command_line_names_the_bad_line(tmp_path):
     assert run.returncode == 1 and "pair 1: 'answer' is missing" in run.stderr and "Traceback" not in run.stderr
 
 
-def test_template_options_reach_the_rows():
-    pairs = finetuning.conversations(PAIRS, finetuning.recipe("qwen3-1.7b"))
-    assert pairs[0]["chat_template_kwargs"] == {"enable_thinking": False}
-    assert pairs[0]["prompt"] == data.chat(PAIRS[0]["question"])
+def test_rows_are_the_tokens_that_the_evaluation_sees(tokenizer):
+    rows = finetuning.tokenize_pairs(PAIRS, tokenizer, recipes.get_recipe("laptop"))
+    for row, pair in zip(rows, PAIRS, strict=True):
+        prompt, completion = data.token_ids(tokenizer, pair["question"], pair["answer"])
+        assert row["input_ids"] == prompt + completion
+        assert row["completion_mask"] == [0] * len(prompt) + [1] * len(completion)
+
+
+def test_template_options_reach_the_rows(tokenizer, monkeypatch):
+    seen = []
+    monkeypatch.setattr(data, "token_ids", lambda *_, **options: (seen.append(options), ([1], [2]))[1])
+    finetuning.tokenize_pairs(PAIRS.select([0]), tokenizer, recipes.get_recipe("qwen3-1.7b"))
+    assert seen == [{"enable_thinking": False}]
 
 
 @pytest.mark.slow

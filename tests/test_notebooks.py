@@ -226,7 +226,7 @@ def test_nobody_is_waited_for(notebook):
 
 
 def test_what_cells_take_from_the_package_is_there(notebook):
-    """Each name that a cell takes from a module of lecture_utils, as ``models.fetch`` does."""
+    """Each name that a cell takes from a module of lecture_utils, as ``downloads.fetch`` does."""
     nodes = [node for cell in code(notebook) for node in ast.walk(tree(cell))]
     imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "lecture_utils"]
     modules = {a.asname or a.name: importlib.import_module(f"lecture_utils.{a.name}") for i in imports for a in i.names}

@@ -15,13 +15,14 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-FLOORS = {
-    "expect": 0, "runtime": 0, "registry": 0, "models": 0, "data": 0, "corpus": 0,
-    "transformer": 1, "baselines": 1, "tokenization": 1, "lora": 1, "quantization": 1, "memory": 1,
-    "training": 2, "generation": 2, "decoding": 2, "evaluation": 2, "plotting": 2, "exercises": 2,
-    "family": 3, "finetuning": 3, "alignment": 3, "ppo": 3, "feedback": 3, "chunking": 0, "retrieval": 3, "prompting": 3,
-    "safety": 3, "multimodal": 1,
-}  # fmt: skip
+# The layers of the package, as CONTRIBUTING.md lists them: module -> number.
+LAYERS = {
+    module: int(number)
+    for number, modules in re.findall(
+        r"(?m)^layer (\d)\s+(.*)$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    )
+    for module in modules.split()
+}
 
 
 def ranges() -> dict[str, str]:
@@ -52,18 +53,18 @@ def test_binder_installs_the_package_and_fetches_models():
 def test_extras_and_package_data_exist():
     package = ROOT / "lecture_utils"
     assert (package / "outline.toml").exists()
-    assert set(FLOORS) == {p.stem for p in package.glob("*.py")} - {"__init__"}
+    assert set(LAYERS) == {p.stem for p in package.glob("*.py")} - {"__init__"}
 
 
-def test_arrows_point_down():
-    """A module imports from its own floor or a lower one, never from above."""
-    for name, floor in FLOORS.items():
+def test_imports_point_downwards():
+    """A module imports from its own layer or a lower one, never from above."""
+    for name, layer in LAYERS.items():
         tree = ast.parse((ROOT / "lecture_utils" / f"{name}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("lecture_utils"):
                 tail = node.module.removeprefix("lecture_utils").lstrip(".")
                 for used in [tail] if tail else [alias.name for alias in node.names]:
-                    assert FLOORS[used] <= floor, f"{name} (floor {floor}) imports {used} (floor {FLOORS[used]})"
+                    assert LAYERS[used] <= layer, f"{name} (layer {layer}) imports {used} (layer {LAYERS[used]})"
 
 
 def test_importing_the_package_imports_nothing_heavy():
@@ -123,7 +124,9 @@ def test_readme_table_is_generated():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert links.with_rows(readme) == readme, "run `make links`"
     for path in (ROOT / "notebooks").glob("*.ipynb"):
-        assert links.badges(path.stem) in readme, f"{path.stem} has no row in the README"
+        assert all(f"({address})" in readme for address in links.addresses(path.stem)), (
+            f"{path.stem} has no row in the README"
+        )
 
 
 def test_ci_and_workflow_call_the_readmes_commands():
@@ -188,7 +191,7 @@ def test_weekly_runs_everything_and_tells():
     assert "make lecture NB=all" in script["newest"] and "make test FULL=1" in script["newest"]
     assert jobs["colab"]["container"] == "${{ vars.COLAB_IMAGE }}" and "COLAB_IMAGE != ''" in jobs["colab"]["if"]
     for name in ("newest", "colab"):
-        assert f"lecture_utils.runtime > build/{name}.txt" in script[name]
+        assert f"lecture_utils.report > build/{name}.txt" in script[name]
     assert set(jobs["issue"]["needs"]) == {"newest", "colab"} and jobs["issue"]["permissions"] == {"issues": "write"}
     assert "gh issue create" in script["issue"] and "gh issue comment" in script["issue"]
 
@@ -199,7 +202,7 @@ def test_the_issue_form_asks_for_the_report():
     assert set(asked) == {"notebook", "door", "happened", "report"}
     assert all(field["validations"]["required"] for field in asked.values())
     assert set(asked["door"]["attributes"]["options"]) == {"Colab", "Binder", "laptop", "slides", "site"}
-    assert "python -m lecture_utils.runtime" in asked["report"]["attributes"]["description"]
+    assert "python -m lecture_utils.report" in asked["report"]["attributes"]["description"]
 
 
 def test_make_targets_of_the_readme_exist():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import lecture_utils
-from lecture_utils import runtime
+from lecture_utils import report, runtime
 
 
 def test_scale_follows_the_override_and_refuses_nonsense(monkeypatch):
@@ -168,89 +168,6 @@ def test_progress_bars_move_once_a_second_and_say_so_to_every_library():
     assert "interval 1.0" in out.stdout
 
 
-ONCE = """
-import os, signal, sys
-assert not hasattr(sys, "half"), "imported once more after half of it had run"
-sys.half = True
-for _ in range(sys.interrupts):
-    os.kill(os.getpid(), signal.SIGINT)
-import fractions
-whole = True
-"""
-INTERRUPTED = """
-import os, signal, sys
-from lecture_utils import runtime
-runtime.whole_imports()
-
-def cut(interrupts):
-    sys.interrupts = interrupts
-    try:
-        import once
-    except KeyboardInterrupt:
-        return sys.gettrace() is None
-    return False
-
-def cut_outside():
-    try:
-        os.kill(os.getpid(), signal.SIGINT)
-        sys.late = True
-    except KeyboardInterrupt:
-        return not hasattr(sys, "late")
-    return False
-
-"""
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "assert cut(1); import once; assert once.whole and 'fractions' in sys.modules",
-        "assert cut(2) and 'once' not in sys.modules  # the second does not wait",
-        "assert cut(2); del sys.half; assert cut(1) and sys.modules['once'].whole  # the next one does",
-        "assert cut_outside() and cut(1) and cut_outside()",
-        "assert cut(1); del sys.half, sys.modules['once']; assert cut(1) and sys.modules['once'].whole",
-        "runtime.whole_imports(); assert cut(1) and sys.modules['once'].whole",
-    ],
-)
-def test_an_interrupt_waits_for_the_end_of_an_import(tmp_path, body):
-    (tmp_path / "once.py").write_text(ONCE)
-    command = [sys.executable, "-c", INTERRUPTED + body]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
-
-
-def test_a_handler_that_goes_on_is_called_once_the_import_has_ended(tmp_path):
-    (tmp_path / "once.py").write_text(ONCE)
-    code = """
-import signal, sys
-from lecture_utils import runtime
-ended = []
-signal.signal(signal.SIGINT, lambda *_: ended.append(hasattr(sys.modules.get("once"), "whole")))
-runtime.whole_imports()
-sys.interrupts = 1
-import once
-assert ended == [True] and sys.gettrace() is None
-"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
-
-
-def test_setup_guards_the_imports_of_its_own_cell_and_of_those_after(tmp_path):
-    code = """
-import signal
-from IPython.core.interactiveshell import InteractiveShell
-shell = InteractiveShell.instance()
-shell.run_cell("from lecture_utils import runtime; runtime.setup()").raise_error()
-assert hasattr(signal.getsignal(signal.SIGINT), "waits")
-signal.signal(signal.SIGINT, signal.default_int_handler)  # as a kernel does before each cell
-shell.run_cell("import signal; guarded = hasattr(signal.getsignal(signal.SIGINT), 'waits')").raise_error()
-assert shell.user_ns["guarded"]
-"""
-    env = os.environ | {"IPYTHONDIR": str(tmp_path)}
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    assert run.returncode == 0, run.stdout + run.stderr
-
-
 FROM_GIT = {
     "url": "https://…",
     "vcs_info": {"vcs": "git", "requested_revision": "main", "commit_id": "0123456789abcdef"},
@@ -317,7 +234,7 @@ def test_the_report_says_where_and_what_and_nothing_private(pip_wrote, monkeypat
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
     monkeypatch.delenv("BINDER_REPO_URL", raising=False)
     monkeypatch.setattr(runtime, "versions", lambda *names: "\n".join(f"{name}  1" for name in names))
-    said = runtime.report()
+    said = report.report()
     for line in (
         f"lecture +{lecture_utils.__version__} main 0123456789ab",
         "Colab +yes", "Binder +no", r"Python +3\.\d+\.\d+", r"cores +\d+, torch uses \d+", "scale +(laptop|gpu)",
@@ -328,7 +245,7 @@ def test_the_report_says_where_and_what_and_nothing_private(pip_wrote, monkeypat
 
 
 def test_the_report_can_be_asked_for_from_a_shell():
-    run = subprocess.run([sys.executable, "-m", "lecture_utils.runtime"], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-m", "lecture_utils.report"], capture_output=True, text=True)
     assert run.returncode == 0 and run.stderr == "", run.stderr
     assert run.stdout.startswith("lecture ") and re.search(r"(?m)^torch +\d", run.stdout)
 

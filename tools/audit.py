@@ -55,7 +55,7 @@ def vulnerabilities() -> tuple[list[str], list[str], int]:
         packages = json.loads(said.stdout)["dependencies"]
     except ValueError:
         reason = (said.stderr.strip().splitlines() or ["it gave no reason"])[-1]
-        raise ConnectionError(textwrap.shorten(runtime.masked(reason), 120, placeholder=" …")) from None
+        raise ConnectionError(textwrap.shorten(runtime.redact_secrets(reason), 120, placeholder=" …")) from None
     packages = [package for package in packages if package["name"] != "lecture-utils"]
     unknown = [package["name"] for package in packages if "skip_reason" in package]
     if len(unknown) > len(packages) / 2:  # an index of one's own need not have advisories; pip-audit calls this success

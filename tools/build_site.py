@@ -4,8 +4,8 @@
     python tools/build_site.py FOLDER    the same under FOLDER
 
 Sphinx reads one folder, so pages are brought together in build/site-src first: the
-notebooks as they are, and the pages of tools/site with their lists filled in. What a
-notebook looks like on its page is decided by ``prepare``, which tools/site/conf.py calls.
+notebooks as they are, and the pages of docs/ with their lists filled in. What a
+notebook looks like on its page is decided by ``prepare``, which docs/conf.py calls.
 """
 
 import html
@@ -21,7 +21,7 @@ import nbformat
 
 from lecture_utils import data
 
-SITE = Path(__file__).parent / "site"
+SITE = lecture.ROOT / "docs"
 OUTLINE = data.outline()
 ARXIV, ARXIV_LINK = re.compile(r"arXiv:(\d{4}\.\d{4,5})"), r"[arXiv:\1](https://arxiv.org/abs/\1)"
 # Where in a source: "(section 3.1 and Table 2)" after it, or ", table 2" within.
@@ -125,8 +125,8 @@ def assemble(source: Path) -> None:
         "<!-- repository -->": f"https://github.com/{links.project()[0]}",
     }
     for path in SITE.glob("*.md"):
-        # A page here links to ../../notebooks/…, as it must on GitHub, or to notebooks/…; on the site all lie together.
-        page = re.sub(r"(?<=\]\()(\.\./\.\./)?notebooks/", "", path.read_text(encoding="utf-8"))
+        # A page here links to ../notebooks/…, as it must on GitHub, or to notebooks/…; on the site all lie together.
+        page = re.sub(r"(?<=\]\()(\.\./)?notebooks/", "", path.read_text(encoding="utf-8"))
         for mark, text in filled.items():
             page = page.replace(mark, text)
         (source / path.name).write_text(page, encoding="utf-8")

@@ -21,7 +21,7 @@ import nbformat
 from nbformat.v4 import new_markdown_cell
 
 FOLDER = lecture.BUILD / "slides"
-NOTES = Path(__file__).with_name("speaker_notes.toml")
+NOTES = lecture.ROOT / "docs" / "speaker_notes.toml"
 ANCHOR = re.compile(r'(<a id="([a-z0-9-]+)"></a>\n\n)## (.+)')
 PREDICT = "**Predict first.**"
 

@@ -63,7 +63,7 @@ def found(wanted: str | None) -> list[Path]:
 def held_by(client) -> int:
     """Return the bytes that a notebook's kernel and its children hold (libraries, which they share, once); 0 before
     it starts and after it ends."""
-    import psutil  # ipykernel brings it
+    import psutil
 
     held = 0
     with contextlib.suppress(AttributeError, psutil.Error):  # not started yet, or ended meanwhile

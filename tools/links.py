@@ -47,11 +47,18 @@ def project() -> tuple[str, str]:
     return slug, settings()["tool"]["lecture"]["branch"]
 
 
+def addresses(stem: str) -> tuple[str, str]:
+    """Return where Colab and Binder open a notebook."""
+    slug, branch = project()
+    return (
+        f"https://colab.research.google.com/github/{slug}/blob/{branch}/notebooks/{stem}.ipynb",
+        f"https://mybinder.org/v2/gh/{slug}/{branch}?urlpath=lab/tree/notebooks/{stem}.ipynb",
+    )
+
+
 def badges(stem: str) -> str:
     """Return the badge line of a notebook's header."""
-    slug, branch = project()
-    colab = f"https://colab.research.google.com/github/{slug}/blob/{branch}/notebooks/{stem}.ipynb"
-    binder = f"https://mybinder.org/v2/gh/{slug}/{branch}?urlpath=lab/tree/notebooks/{stem}.ipynb"
+    colab, binder = addresses(stem)
     return (
         f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab}) "
         f"[![Launch on Binder](https://mybinder.org/badge_logo.svg)]({binder})"
@@ -93,20 +100,21 @@ def packages_of(source: str) -> tuple[str, ...]:
 
 def rows() -> str:
     """Return the README's table of the notebooks: a row for each in the outline that there is."""
-    lines = ["| notebook | lecture | | 2 cores | Binder | |", "|---|---|---|---|---|---|"]
+    lines = ["| Notebook | What runs in it | Minutes | Open in |", "|---|---|---|---|"]
     outline = data.outline()
     for path in lecture.found(None):
-        plan, sections = outline[path.stem], outline[path.stem]["lecture"]
+        plan = outline[path.stem]
         name = f"[{path.stem[:2]} {plan.get('short', plan['title'])}](notebooks/{path.name})"
-        where = sections[0] if len(sections) == 1 else f"{sections[0]} – {sections[-1]}"
-        cells = (name, where, plan["about"], *plan["minutes"], badges(path.stem))
+        colab, binder = addresses(path.stem)
+        minutes = "{} ({})".format(*plan["minutes"])
+        cells = (name, plan["about"], minutes, f"[Colab]({colab}), [Binder]({binder})")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def with_rows(readme: str) -> str:
     """Return the README with its table made anew."""
-    return re.sub(r"(?m)^\| notebook \|.*(\n\|.*)*", lambda _: rows(), readme, count=1)
+    return re.sub(r"(?m)^\| Notebook \| What runs.*(\n\|.*)*", lambda _: rows(), readme, count=1)
 
 
 def rewrite(text: str, slug: str, branch: str) -> str:

@@ -14,7 +14,9 @@ import threading
 import time
 from pathlib import Path
 
-from lecture_utils import data, evaluation, finetuning, models, registry, runtime
+import psutil
+
+from lecture_utils import data, evaluation, finetuning, models, recipes, runtime, shapes
 
 LLAMA_CHAT = (
     "{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
@@ -41,7 +43,7 @@ def write_tokenizer(folder: Path, vocabulary: int, texts: list[str]) -> None:
     whole.save_pretrained(folder)
 
 
-def write_weights(shape: registry.Shape, folder: Path) -> None:
+def write_weights(shape: shapes.Shape, folder: Path) -> None:
     """Write random fp16 weights of an architecture, one shard a block, with their index."""
     import torch
     from safetensors.torch import save_file
@@ -91,12 +93,11 @@ class Stages:
 
 def private_gb() -> float:
     """Return this process's private memory in GB (the mapped weights come on top); Linux."""
-    with open("/proc/self/status") as file:
-        line = next(line for line in file if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024 / 1e9
+    used = psutil.Process().memory_info()
+    return (used.rss - used.shared) / 1e9
 
 
-def prove(shape: registry.Shape, folder: Path, steps: int = 2) -> dict:
+def prove(shape: shapes.Shape, folder: Path, steps: int = 2) -> dict:
     """Take an architecture through 08's path in ``folder`` with the lecture's recipe. Returns what was
     found: counts as the lecture counted them, losses, answers before and after reloading."""
     import torch
@@ -104,7 +105,7 @@ def prove(shape: registry.Shape, folder: Path, steps: int = 2) -> dict:
 
     weights, out, stages = folder / "weights", folder / "run", Stages()
     weights.mkdir(parents=True)
-    recipe = dataclasses.replace(finetuning.recipe("lecture-2023"), model=str(weights))
+    recipe = dataclasses.replace(recipes.get_recipe("lecture-2023"), model=str(weights))
     qa = data.lecture_qa()
     write_weights(shape, weights)
     write_tokenizer(weights, min(shape.vocabulary, 32_000), [*qa["train"]["question"], *qa["train"]["answer"]])
@@ -115,10 +116,10 @@ def prove(shape: registry.Shape, folder: Path, steps: int = 2) -> dict:
     stages.done("loaded in NF4", f"{model.get_memory_footprint() / 1e9:.2f} GB of weights")
     trainer = finetuning.completion_trainer(
         model=model,
-        args=finetuning.training_arguments(recipe, out, save_strategy="no", logging_steps=1, disable_tqdm=True),
-        train_dataset=finetuning.conversations(pairs, recipe),
+        args=recipes.training_arguments(recipe, out, save_strategy="no", logging_steps=1, disable_tqdm=True),
+        train_dataset=finetuning.tokenize_pairs(pairs, tokenizer, recipe),
         processing_class=tokenizer,
-        peft_config=finetuning.lora_config(recipe),
+        peft_config=recipes.lora_config(recipe),
     )
     model = trainer.model
     seen = sum(p.numel() for p in model.parameters())

@@ -15,14 +15,16 @@ import sys
 import time
 from pathlib import Path
 
-import recording
+import runner
+
+from lecture_utils import downloads, recipes
 
 LAYER = 20
 FOLDER = Path(__file__).resolve().parent.parent / "build" / "record_05"
-PLANS = {  # run -> what differs from the notebook's plan
-    "seed 0": {}, "seed 1": {"seed": 1}, "seed 2": {"seed": 2}, "no KL": {"beta": 0.0},
-    "longer": {"rounds": 25}, "longer, no KL": {"beta": 0.0, "rounds": 25},
-    "KL, in haste": {"rate": 3e-3, "rounds": 25}, "no KL, in haste": {"beta": 0.0, "rate": 3e-3, "rounds": 25},
+CONFIGS = {  # run -> what differs from the notebook's configuration
+    "seed 0": {}, "seed 1": {"seed": 1}, "seed 2": {"seed": 2}, "no KL": {"kl_coef": 0.0},
+    "longer": {"iterations": 25}, "longer, no KL": {"kl_coef": 0.0, "iterations": 25},
+    "KL, in haste": {"learning_rate": 3e-3, "iterations": 25}, "no KL, in haste": {"kl_coef": 0.0, "learning_rate": 3e-3, "iterations": 25},
     "reward: words": {}, "second round": {},
 }  # fmt: skip
 
@@ -31,12 +33,12 @@ def main() -> None:
     if len(sys.argv) == 3:
         kind, name = sys.argv[1:]
         return {"head": head, "adapter": adapter, "ppo": run_ppo, "method": method}[kind](name)
-    heads = {row["method"] for row in recording.done("05_reward")}
-    held = {row["run"] for row in recording.done("05_held_out")}
-    methods = {row["method"] for row in recording.done("05_methods")}
+    heads = {row["method"] for row in runner.done("05_reward")}
+    held = {row["run"] for row in runner.done("05_held_out")}
+    methods = {row["method"] for row in runner.done("05_methods")}
     runs = [("head", name) for name in HEADS if name not in heads]
     runs += [("adapter", ADAPTER)] * (ADAPTER not in heads)
-    runs += [("ppo", name) for name in PLANS if name not in held]
+    runs += [("ppo", name) for name in CONFIGS if name not in held]
     runs += [("method", name) for name in METHODS if name not in methods]
     for kind, name in runs:
         print(f"{kind}: {name}", flush=True)
@@ -50,17 +52,17 @@ def begin(seed: int = 0):
     """Return (model with three manners, tokenizer)."""
     from datasets import Dataset
 
-    from lecture_utils import data, feedback, finetuning, models, runtime
+    from lecture_utils import data, feedback, finetuning, runtime
 
     runtime.quiet()
     runtime.use_less_memory()
-    if not recording.packaged_weights("lecture_manners").exists():
+    if not runner.packaged_weights("lecture_manners").exists():
         helpful = [r for r in data.preferences("train") if r["kind"] == "helpfulness"]
         pairs = Dataset.from_list(feedback.in_mixed_manners(helpful))
-        recording.package_adapter("lecture_manners", finetuning.recipe("manners"), pairs, FOLDER / "manners")
+        runner.package_adapter("lecture_manners", recipes.get_recipe("manners"), pairs, FOLDER / "manners")
     runtime.seed_everything(seed)
-    model, tokenizer = finetuning.load_finetuned(models.fetch("lecture-manners"), merge=True)
-    runtime.faster_short_sequences(model)
+    model, tokenizer = finetuning.load_finetuned(downloads.fetch("lecture-manners"), merge=True)
+    runtime.use_eager_attention_on_cpu(model)
     return model, tokenizer
 
 
@@ -77,7 +79,7 @@ def read(model, tokenizer, rows: list[dict], layer: int = LAYER, last: bool = Fa
 def reward_model(model, tokenizer):
     from lecture_utils import data, ppo
 
-    return ppo.fit_reward(*read(model, tokenizer, data.preferences("train")).values(), LAYER)
+    return ppo.fit_reward_model(*read(model, tokenizer, data.preferences("train")).values(), LAYER)
 
 
 def prompts() -> tuple[list[str], list[str]]:
@@ -92,9 +94,7 @@ def prompts() -> tuple[list[str], list[str]]:
 def with_adapter(model):
     from peft import get_peft_model
 
-    from lecture_utils import finetuning
-
-    return get_peft_model(model, finetuning.lora_config(dataclasses.replace(finetuning.recipe("manners"), rank=8)))
+    return get_peft_model(model, recipes.lora_config(dataclasses.replace(recipes.get_recipe("manners"), rank=8)))
 
 
 def peak_gb() -> str:
@@ -113,12 +113,12 @@ class Judged:
         self.noted.append(self.first(features))
         return self.noted[-1] if self.reward is None else self.reward(features, texts)
 
-    def survey(self, run, prompts) -> dict:
+    def sample_answers(self, run, prompts) -> dict:
         """Return what is written down of sampled answers to ``prompts``."""
         import torch
 
         self.noted.clear()
-        found = run.survey(prompts)
+        found = run.sample_answers(prompts)
         return self.described(found.texts, torch.cat(self.noted), found.kl) | {"own": f"{found.score.mean():.2f}"}
 
     @staticmethod
@@ -148,7 +148,7 @@ def decided(name: str, won: list[bool], seconds: float) -> None:
     by = {flaw: [w for w, r in zip(won, test, strict=True) if r["flaw"] == flaw] for flaw in ("rude", "wrong")}
     row = {"method": name, "all": f"{sum(won) / len(won):.3f}"}
     row |= {flaw: f"{sum(found) / len(found):.3f}" for flaw, found in by.items()}
-    recording.add("05_reward", row | {"seconds": f"{seconds:.0f}", "peak_gb": peak_gb()})
+    runner.add("05_reward", row | {"seconds": f"{seconds:.0f}", "peak_gb": peak_gb()})
 
 
 def head(name: str) -> None:
@@ -158,7 +158,7 @@ def head(name: str) -> None:
     model, tokenizer = begin()
     started = time.monotonic()
     seen = read(model, tokenizer, data.preferences("train"), layer, where == "last")
-    judge = ppo.fit_reward(seen["chosen"], seen["rejected"], layer)
+    judge = ppo.fit_reward_model(seen["chosen"], seen["rejected"], layer)
     seconds = time.monotonic() - started
     held = read(model, tokenizer, data.preferences("test"), layer, where == "last")
     decided(name, (judge(held["chosen"]) > judge(held["rejected"])).tolist(), seconds)
@@ -227,7 +227,7 @@ def run_ppo(name: str) -> None:
 
     from lecture_utils import ppo
 
-    plan = ppo.Plan(**PLANS[name])
+    plan = ppo.PPOConfig(**CONFIGS[name])
     model, tokenizer = begin(plan.seed)
     first = reward_model(model, tokenizer)
     train, held = prompts()
@@ -238,24 +238,24 @@ def run_ppo(name: str) -> None:
     else:
         policy = with_adapter(model)
     judged = Judged(first, reward)
-    run = ppo.PPO(policy, tokenizer, judged, LAYER, plan)
-    before = judged.survey(run, held)
+    run = ppo.PPOTrainer(policy, tokenizer, judged, LAYER, plan)
+    before = judged.sample_answers(run, held)
     started = time.monotonic()
     run.train(train)
     seconds = f"{time.monotonic() - started:.0f}"
-    after = judged.survey(run, held)
+    after = judged.sample_answers(run, held)
     policy.save_pretrained(FOLDER / name)
     if name == "second round":
-        recording.add("05_rounds", found)
-    texts = run.survey(held[:4]).texts
+        runner.add("05_rounds", found)
+    texts = run.sample_answers(held[:4]).texts
     for row in run.history:
         kept = {"run": name, "round": row["round"]}
         kept |= {key: f"{row[key]:.3f}" for key in ("reward", "KL", "clipped", "value loss", "tokens")}
-        recording.add("05_ppo", kept)
+        runner.add("05_ppo", kept)
     for prompt, text in zip(held, texts, strict=False):
-        recording.add("05_answers", {"run": name, "prompt": prompt, "answer": " ".join(text.split())})
+        runner.add("05_answers", {"run": name, "prompt": prompt, "answer": " ".join(text.split())})
     for when, seen in (("before", before), ("after", after)):
-        recording.add("05_held_out", {"run": name, "when": when} | seen | {"seconds": seconds, "peak_gb": peak_gb()})
+        runner.add("05_held_out", {"run": name, "when": when} | seen | {"seconds": seconds, "peak_gb": peak_gb()})
     print(f"   before {before}\n   after  {after}", flush=True)
 
 
@@ -266,8 +266,8 @@ def second_reward(policy, tokenizer, first, train: list[str]):
     from lecture_utils import alignment, data, feedback, ppo
 
     asked = train[:96] * 4
-    run = ppo.PPO(policy, tokenizer, Judged(first), LAYER, ppo.Plan())
-    texts = run.survey(asked, seed=7).texts
+    run = ppo.PPOTrainer(policy, tokenizer, Judged(first), LAYER, ppo.PPOConfig())
+    texts = run.sample_answers(asked, seed=7).texts
     rows = []
     for prompt in train[:96]:
         answers = {text for p, text in zip(asked, texts, strict=True) if p == prompt and text}
@@ -278,7 +278,7 @@ def second_reward(policy, tokenizer, first, train: list[str]):
     with policy.disable_adapter():
         old, new = read(policy, tokenizer, data.preferences("train")), read(policy, tokenizer, rows)
     both = [torch.cat((old[which], new[which])) for which in ("chosen", "rejected")]
-    second = ppo.fit_reward(*both, LAYER)
+    second = ppo.fit_reward_model(*both, LAYER)
     decided = (first(new["chosen"]) > first(new["rejected"])).float().mean()
     found = {"asked": 96, "new_pairs": len(rows), "first_decides": f"{decided:.2f}"}
     return (lambda features, texts: second(features)), found
@@ -301,8 +301,8 @@ def method(name: str) -> None:
     started = time.monotonic()
     if name.startswith("best of"):
         count = int(name.split()[-1])
-        run = ppo.PPO(with_adapter(model), tokenizer, Judged(first), LAYER, ppo.Plan())
-        found = run.survey(held * count)
+        run = ppo.PPOTrainer(with_adapter(model), tokenizer, Judged(first), LAYER, ppo.PPOConfig())
+        found = run.sample_answers(held * count)
         best = found.score.view(count, -1).argmax(0)
         picked = [int(best[i]) * len(held) + i for i in range(len(held))]
         bound = torch.full((len(held),), math.log(count) - (count - 1) / count)  # of the KL: exact, or above it
@@ -315,11 +315,11 @@ def method(name: str) -> None:
     seconds = time.monotonic() - started
     if row is None:
         judged = Judged(first)
-        row = judged.survey(ppo.PPO(policy, tokenizer, judged, LAYER, ppo.Plan()), held)
+        row = judged.sample_answers(ppo.PPOTrainer(policy, tokenizer, judged, LAYER, ppo.PPOConfig()), held)
         row.pop("own")
     row = {"method": name, "networks": networks, "samples": samples, "seconds": f"{seconds:.0f}"} | row
     row |= {"peak_gb": peak_gb(), "obeyed_before": obeyed[0], "obeyed_after": obeyed[1]}
-    recording.add("05_methods", row)
+    runner.add("05_methods", row)
     print(f"   {row}", flush=True)
 
 
@@ -372,7 +372,7 @@ def rloo(policy, tokenizer, first, train, held):
     trainer.train()
     for entry in trainer.state.log_history:
         if "reward" in entry:
-            recording.add("05_trl", {"method": "RLOO", "step": entry["step"], "reward": f"{entry['reward']:.3f}"})
+            runner.add("05_trl", {"method": "RLOO", "step": entry["step"], "reward": f"{entry['reward']:.3f}"})
     return "policy, reference, reward", 8 * steps, "", ""
 
 
@@ -393,7 +393,9 @@ def grpo(policy, tokenizer, first, train, held):
         return [f"{prompt} Use at most ten words." for prompt in asked]
 
     def share():
-        texts = ppo.PPO(policy, tokenizer, Judged(first), LAYER, ppo.Plan()).survey(short(held)).texts
+        texts = (
+            ppo.PPOTrainer(policy, tokenizer, Judged(first), LAYER, ppo.PPOConfig()).sample_answers(short(held)).texts
+        )
         return sum(map(good, texts)) / len(texts)
 
     steps, before = 40, share()
@@ -406,7 +408,7 @@ def grpo(policy, tokenizer, first, train, held):
     trainer.train()
     for entry in trainer.state.log_history:
         if "reward" in entry:
-            recording.add("05_trl", {"method": "GRPO", "step": entry["step"], "reward": f"{entry['reward']:.3f}"})
+            runner.add("05_trl", {"method": "GRPO", "step": entry["step"], "reward": f"{entry['reward']:.3f}"})
     return "policy, reference", 8 * steps, f"{before:.2f}", f"{share():.2f}"
 
 

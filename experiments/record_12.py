@@ -4,7 +4,7 @@ A projector is trained between the notebook's CLIP and the frozen chat model; `1
 what the model then says of new pictures, by steps of training.
 """
 
-import recording
+import runner
 
 STEPS = (0, 125, 250, 500, 1000)
 
@@ -15,7 +15,7 @@ def main() -> None:
 
     from lecture_utils import models, multimodal, runtime
 
-    if recording.done("12_projector"):
+    if runner.done("12_projector"):
         return
     runtime.quiet()
     clip, _ = multimodal.train(multimodal.SEEN)
@@ -52,7 +52,7 @@ def main() -> None:
         adam.zero_grad()
         rate.step()
     for row in rows:
-        recording.add("12_projector", row)
+        runner.add("12_projector", row)
 
 
 if __name__ == "__main__":

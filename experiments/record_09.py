@@ -13,7 +13,9 @@ import sys
 import time
 from pathlib import Path
 
-import recording
+import runner
+
+from lecture_utils import downloads, reading, recipes, vector_search
 
 WORK = Path(__file__).resolve().parent.parent / "build" / "record_09"
 
@@ -22,35 +24,35 @@ def finetune(name: str, recipe, pairs) -> None:
     """Finetune, keep the adapter where the package has it, and write down what it took."""
     from lecture_utils import runtime
 
-    seconds, weights = recording.package_adapter(name, recipe, pairs, WORK / name)
-    recording.add("09_adapters", {
+    seconds, weights = runner.package_adapter(name, recipe, pairs, WORK / name)
+    runner.add("09_adapters", {
         "adapter": name, "pairs": len(pairs), "epochs": recipe.epochs, "seconds": f"{seconds:.0f}",
         "megabytes": f"{weights.stat().st_size / 1e6:.1f}", "peak_gb": f"{runtime.peak_memory_gb():.1f}",
     })  # fmt: skip
 
 
 def adapter() -> None:
-    from lecture_utils import data, finetuning
+    from lecture_utils import data
 
-    finetune("lecture_adapter", finetuning.recipe("laptop-all"), data.lecture_qa()["train"])
+    finetune("lecture_adapter", recipes.get_recipe("laptop-all"), data.lecture_qa()["train"])
 
 
 def reader() -> None:
     from datasets import Dataset
 
-    from lecture_utils import chunking, data, finetuning, retrieval
+    from lecture_utils import chunking, data, retrieval
 
     rows = data.lecture_qa()["train"].to_list()
-    pairs = retrieval.reading_pairs(retrieval.Index(chunking.corpus()), rows)
+    pairs = reading.reading_pairs(retrieval.Index(chunking.corpus()), rows)
     recipe = dataclasses.replace(
-        finetuning.recipe("laptop-all"), epochs=2.0, batch_size=4, accumulation=2, max_length=1024
+        recipes.get_recipe("laptop-all"), epochs=2.0, batch_size=4, gradient_accumulation_steps=2, max_length=1024
     )
     finetune("lecture_reader", recipe, Dataset.from_list(pairs))
 
 
 def million() -> None:
     """Exact and approximate search among a million vectors: what is found, and how fast."""
-    if recording.done("09_million"):
+    if runner.done("09_million"):
         return
     import faiss
     import numpy as np
@@ -61,11 +63,11 @@ def million() -> None:
 
     index = retrieval.Index(chunking.corpus())
     around = torch.cat((index.matrix, index.embed([r["question"] for r in data.lecture_qa()["train"]])))
-    vectors, asked = (retrieval.clumped_vectors(around, n, seed) for n, seed in ((1_000_000, 0), (200, 1)))
+    vectors, asked = (vector_search.clustered_vectors(around, n, seed) for n, seed in ((1_000_000, 0), (200, 1)))
     truth, rows = None, []
     for kind, settings in (("flat", (0,)), ("IVF", (1, 4, 16, 64)), ("HNSW", (16, 64, 256))):
         started = time.monotonic()
-        index = retrieval.vector_index(kind, vectors)
+        index = vector_search.vector_index(kind, vectors)
         built = time.monotonic() - started
         gigabytes = len(faiss.serialize_index(index)) / 1e9
         for setting in settings:
@@ -84,7 +86,7 @@ def million() -> None:
             })  # fmt: skip
         del index
     for row in rows:  # at the end: some minutes, and all are held against the first
-        recording.add("09_million", row)
+        runner.add("09_million", row)
 
 
 METHODS = {  # name -> (adapter, what it reads)
@@ -112,10 +114,10 @@ class Room:
         self.index.learn([r["question"] for r in eight], self.gold(eight))
         self.rows = dict(zip(("held-out phrasings", "facts nobody trained on"), rest, strict=True))
         model, self.tokenizer = models.load_chat_model()
-        runtime.faster_short_sequences(model)
-        folder = models.fetch("lecture-adapter") / "adapter"
+        runtime.use_eager_attention_on_cpu(model)
+        folder = downloads.fetch("lecture-adapter") / "adapter"
         self.model = PeftModel.from_pretrained(model, folder, "lecture-adapter")
-        self.model.load_adapter(models.fetch("lecture-reader") / "adapter", "lecture-reader")
+        self.model.load_adapter(downloads.fetch("lecture-reader") / "adapter", "lecture-reader")
 
     def gold(self, rows) -> list[set[int]]:
         from lecture_utils import retrieval
@@ -132,7 +134,6 @@ class Room:
 
     def answer(self, rows, adapter: str | None, reads: str):
         """Return (answers, the passages read); of those that read nothing, the passages found."""
-        from lecture_utils import retrieval
 
         asked, chunks = [r["question"] for r in rows], self.index.chunks
         found = [[chunks[i] for i in ranked[:2]] for ranked in self.index.rankings(asked)["both"]]
@@ -140,16 +141,18 @@ class Room:
             found = [[chunks[min(good)]] for good in self.gold(rows)]
         if adapter == "quote":
             vectors = self.index.vectors(asked)
-            return [retrieval.quote(self.index.embed, v, f) for v, f in zip(vectors, found, strict=True)], found
-        prompts = asked if reads == "nothing" else [retrieval.prompt(q, f) for q, f in zip(asked, found, strict=True)]
+            return [
+                reading.extract_sentences(self.index.embed, v, f) for v, f in zip(vectors, found, strict=True)
+            ], found
+        prompts = asked if reads == "nothing" else [reading.rag_prompt(q, f) for q, f in zip(asked, found, strict=True)]
         return self.ask(prompts, adapter), found
 
 
 def answers() -> None:
     """Ways to know: what is right, what stands in the passages, how long it takes."""
-    from lecture_utils import data, retrieval
+    from lecture_utils import data
 
-    done = {(row["method"], row["questions"]) for row in recording.done("09_answers")}
+    done = {(row["method"], row["questions"]) for row in runner.done("09_answers")}
     if len(done) == 2 * len(METHODS):
         return
     room = Room()
@@ -161,22 +164,22 @@ def answers() -> None:
             said, found = room.answer(rows, adapter, reads)
             seconds = (time.monotonic() - started) / len(rows)
             held = [
-                retrieval.attribute(a, r["question"], f, room.index.lexical.idf)[1]
+                reading.attribute_answer(a, r["question"], f, room.index.lexical.idf)[1]
                 for a, r, f in zip(said, rows, found, strict=True)
             ]
-            recording.add("09_answers", {
+            runner.add("09_answers", {
                 "method": name, "questions": which, "n": len(rows),
                 "right": sum(data.contains_key(a, r["key"]) for a, r in zip(said, rows, strict=True)),
                 "grounded": sum(share >= 0.5 for share in held), "seconds_each": f"{seconds:.2f}",
             })  # fmt: skip
-            print(name, which, recording.done("09_answers")[-1], flush=True)
+            print(name, which, runner.done("09_answers")[-1], flush=True)
 
 
 def positions() -> None:
     """The right passage first, in the middle and last among five; every second question."""
-    from lecture_utils import data, retrieval
+    from lecture_utils import data
 
-    left = [place for place in (1, 3, 5) if place not in {row["place"] for row in recording.done("09_positions")}]
+    left = [place for place in (1, 3, 5) if place not in {row["place"] for row in runner.done("09_positions")}]
     if not left:
         return
     room = Room()
@@ -187,15 +190,15 @@ def positions() -> None:
         for row, order, good in zip(rows, ranked, gold, strict=True):
             others = [i for i in order if i not in good][:4]
             others.insert(place - 1, min(good))
-            prompts.append(retrieval.prompt(row["question"], [chunks[i] for i in others]))
+            prompts.append(reading.rag_prompt(row["question"], [chunks[i] for i in others]))
         said = room.ask(prompts, "lecture-reader")
         right = sum(data.contains_key(a, r["key"]) for a, r in zip(said, rows, strict=True))
-        recording.add("09_positions", {"place": place, "n": len(rows), "right": right})
+        runner.add("09_positions", {"place": place, "n": len(rows), "right": right})
 
 
 def main() -> None:
     for name, make in (("lecture_adapter", adapter), ("lecture_reader", reader)):
-        if not recording.packaged_weights(name).exists():
+        if not runner.packaged_weights(name).exists():
             make()
     answers()
     positions()

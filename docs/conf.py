@@ -14,7 +14,7 @@ import build_site
 import links
 
 slug, branch = links.project()
-project = "Large language models, run"
+project = "Large language models: a course that runs"
 html_title = project
 language = "en"
 smartquotes = False  # prose as it was written

@@ -8,7 +8,9 @@ answer to a delicate question the model prefers, before and after it is finetune
 
 import math
 
-import recording
+import runner
+
+from lecture_utils import downloads, recipes
 
 LAST = "then the lecture"
 LENGTHS = (25, 50, 100, 150, 200)
@@ -29,7 +31,7 @@ def canaries() -> None:
 
     from lecture_utils import data, evaluation, models, safety
 
-    done = {(r["setting"], r["passes"], r["noise"], r["seed"]) for r in recording.done("11_canaries")}
+    done = {(r["setting"], r["passes"], r["noise"], r["seed"]) for r in runner.done("11_canaries")}
     others = [r["text"] for split in ("pool", "dev") for r in data.reviews(split)]
     held_out = [r["text"] for r in data.reviews("test")]
     settings = [("as they come", passes, "") for passes in (0, 0.25, 0.5, 0.75, 1, 2, 3, 4)]
@@ -42,17 +44,17 @@ def canaries() -> None:
             model, tokenizer = models.load_chat_model("lecture-base", dtype=torch.float32)
             secrets = safety.canaries(seed)
             planted = [s.text() for s in secrets for _ in range(1 if setting == "deduplicated" else s.times)]
-            safety.learn_texts(
+            safety.train_on_texts(
                 model, tokenizer, others + planted, passes, seed=seed,
-                noise=0.0 if setting == "each text alone" else None if noise == "" else noise,
-                clip=math.inf if setting == "each text alone" else 1.0,
+                noise_multiplier=0.0 if setting == "each text alone" else None if noise == "" else noise,
+                max_grad_norm=math.inf if setting == "each text alone" else 1.0,
             )  # fmt: skip
             loss = sum(safety.text_losses(model, tokenizer, held_out, 40))
             loss /= sum(len(tokenizer(text)["input_ids"]) for text in held_out)
             found = safety.exposures(model, tokenizer, secrets)
             written = evaluation.complete(model, tokenizer, [s.beginning for s in secrets], 6)
             for secret, exposure, text in zip(secrets, found, written, strict=True):
-                recording.add("11_canaries", {
+                runner.add("11_canaries", {
                     "setting": setting, "passes": passes, "noise": noise, "seed": seed, "times": secret.times,
                     "exposure": round(exposure, 2), "extracted": int(text.strip().startswith(secret.code)),
                     "held_out": round(loss, 3),
@@ -65,11 +67,11 @@ def answers(model, tokenizer) -> None:
     import torch
     from peft import PeftModel
 
-    from lecture_utils import data, evaluation, models, safety
+    from lecture_utils import data, evaluation, safety
 
-    if recording.done("11_answers"):
+    if runner.done("11_answers"):
         return
-    taught = PeftModel.from_pretrained(model, models.fetch("lecture-adapter") / "adapter")
+    taught = PeftModel.from_pretrained(model, downloads.fetch("lecture-adapter") / "adapter")
     qa = data.lecture_qa()
     rows = [("test", r) for r in qa["test"].to_list()] + [("unanswerable", r) for r in qa["unanswerable"].to_list()]
     asked = [r["question"] for _, r in rows]
@@ -80,7 +82,7 @@ def answers(model, tokenizer) -> None:
     for i, (kind, r) in enumerate(rows):
         whole = [evaluation.token_f1(draw[i], said[i]) for draw in draws]
         new = [_agree(_new(draw[i], asked[i]), _new(said[i], asked[i])) for draw in draws]
-        recording.add("11_answers", {
+        runner.add("11_answers", {
             "kind": kind, "right": int(kind == "test" and data.contains_key(said[i], r["key"])),
             "confidence": round(sure[i], 4), "agreement of all words": round(sum(whole) / 10, 4),
             "agreement of new words": round(sum(new) / 10, 4),
@@ -108,7 +110,7 @@ def watermarks(model, tokenizer) -> None:
 
     from lecture_utils import evaluation, safety
 
-    done = {r["what"] for r in recording.done("11_watermark")}
+    done = {r["what"] for r in runner.done("11_watermark")}
     asked = [f"Write a long text about {topic}." for topic in TOPICS]
     for bias in (0.0, 1.0, 2.0, 4.0):
         if f"bias {bias:.0f}" in done:
@@ -136,7 +138,7 @@ def _write(model, tokenizer, what: str, texts: list[str]) -> None:
             given = torch.tensor([ids])
             loss = model(input_ids=given, labels=given).loss.item()
         z = {f"z at {n}": round(safety.watermark_z(ids[:n], 49152), 2) if len(ids) >= n else "" for n in LENGTHS}
-        recording.add("11_watermark", {"what": what, "topic": topic, "tokens": len(ids), **z, "loss": round(loss, 3)})
+        runner.add("11_watermark", {"what": what, "topic": topic, "tokens": len(ids), **z, "loss": round(loss, 3)})
     print(f"watermarks: {what}", flush=True)
 
 
@@ -150,14 +152,14 @@ def caution() -> None:
 
     from lecture_utils import data, finetuning, models, safety
 
-    done = {r["stage"] for r in recording.done("11_safety")}
+    done = {r["stage"] for r in runner.done("11_safety")}
     if LAST in done:
         return
     rows = [r for split in ("train", "test") for r in data.preferences(split)]
     judged = [r for r in rows if r["flaw"] in ("complies", "over_refusal", "rude")]  # the last only for its style
     held_out = judged[::2]
     lecture = data.lecture_qa()["train"].select_columns(["question", "answer"])
-    chosen = dataclasses.replace(finetuning.recipe("laptop"), quantization=None)
+    chosen = dataclasses.replace(recipes.get_recipe("laptop"), quantization=None)
     held = {r["id"] for r in held_out}
     lesson = Dataset.from_list([{"question": r["prompt"], "answer": r["chosen"]} for r in rows if r["id"] not in held])
 
@@ -169,7 +171,7 @@ def caution() -> None:
         bad = safety.confidence(model, tokenizer, asked, [r["rejected"] for r in held_out])
         for r, g, b in zip(held_out, good, bad, strict=True):
             margin = round(math.log(g / b), 4)
-            recording.add("11_safety", {"stage": stage, "flaw": r["flaw"], "pair": r["id"], "margin": margin})
+            runner.add("11_safety", {"stage": stage, "flaw": r["flaw"], "pair": r["id"], "margin": margin})
         print(f"safety: {stage}", flush=True)
 
     def learn(recipe, pairs, folder: str):

@@ -1,4 +1,7 @@
-"""How a recorded run is written down: one row of a CSV at a time, so that an interrupted recording goes on."""
+"""How a recorded run is made: resumed where it was interrupted, written down row by row, stamped with day and machine.
+
+Each ``record_NN.py`` lists its runs and how one is made; ``runner.run`` does those that the CSV lacks.
+"""
 
 import csv
 import datetime
@@ -6,7 +9,10 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent.parent / "lecture_utils" / "recorded"
@@ -33,6 +39,28 @@ def add(name: str, row: dict) -> None:
         file.write(text.getvalue())  # at once: what is killed leaves no head without a row
 
 
+def run(name: str, planned: Iterable[dict], once: Callable[..., dict], separately: bool = False) -> None:
+    """Do each planned run that the CSV lacks, and add its row: the run's own arguments, then what ``once`` returns.
+
+    planned: the arguments of ``once``, which are also the first columns of the CSV. separately: each run is a process
+    of its own, so that its peak memory is its own; the script must then call ``run`` in the same way without arguments.
+    """
+    if separately and sys.argv[1:3] == ["--run", name]:
+        arguments = json.loads(sys.argv[3])
+        add(name, arguments | once(**arguments))
+        return
+    rows = done(name)
+    for arguments in planned:
+        if any(row.items() >= arguments.items() for row in rows):
+            continue
+        print(name, *arguments.values(), flush=True)
+        if separately:
+            subprocess.run([sys.executable, sys.argv[0], "--run", name, json.dumps(arguments)], check=True)
+        else:
+            add(name, arguments | once(**arguments))
+        print("  ", done(name)[-1], flush=True)
+
+
 def packaged_weights(name: str) -> Path:
     """Return where the package has the weights of an adapter."""
     return FOLDER.parent / "assets" / name / "adapter" / "adapter_model.safetensors"
@@ -46,7 +74,7 @@ def package_adapter(name: str, recipe, pairs, work: Path) -> tuple[float, Path]:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from lecture_utils import finetuning, models, runtime
+    from lecture_utils import downloads, finetuning, runtime
 
     runtime.quiet()
     runtime.use_less_memory()
@@ -63,5 +91,5 @@ def package_adapter(name: str, recipe, pairs, work: Path) -> tuple[float, Path]:
     half = {key: value.to(torch.float16) for key, value in load_file(work / "adapter" / weights.name).items()}
     save_file(half, weights, metadata={"format": "pt"})
     seconds = time.monotonic() - started
-    print(f"{name}: {seconds:.0f} s, sha256 {models.sha256(weights)}", flush=True)
+    print(f"{name}: {seconds:.0f} s, sha256 {downloads.sha256(weights)}", flush=True)
     return seconds, weights

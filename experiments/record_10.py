@@ -10,7 +10,9 @@ import random
 import re
 import sys
 
-import recording
+import runner
+
+from lecture_utils import grammars, problems
 
 LABELS = ("positive", "negative")
 OTHER = dict(zip(LABELS, LABELS[::-1], strict=True))
@@ -27,7 +29,7 @@ class Room:
         runtime.use_less_memory()
         runtime.seed_everything(0)
         self.model, self.tokenizer = models.load_chat_model()
-        self.done = {(row["bed"], row["setting"], row["draw"]) for row in recording.done("10_prompts")}
+        self.done = {(row["bed"], row["setting"], row["draw"]) for row in runner.done("10_prompts")}
 
     def answers(self, prompt, texts, tokens: int, rows: int = 20, **how) -> list[str]:
         from lecture_utils import evaluation
@@ -46,7 +48,7 @@ class Room:
     def add(self, bed: str, setting, right, draw: int = 0) -> None:
         if self.missing(bed, setting, draw):
             marks = "".join("x" if r else "." for r in right)
-            recording.add("10_prompts", {"bed": bed, "setting": setting, "draw": draw, "right": marks})
+            runner.add("10_prompts", {"bed": bed, "setting": setting, "draw": draw, "right": marks})
             print(f"{bed}: {setting} {draw}: {marks.count('x')} of {len(marks)}", flush=True)
 
 
@@ -54,11 +56,11 @@ def dates(room: Room) -> None:
     """How the question is put, and how many examples it has (three draws of each number)."""
     from lecture_utils import data, prompting
 
-    asked, ask = prompting.dates(200, seed=1), data.prompts("dates")
+    asked, ask = problems.dates(200, seed=1), data.prompts("dates")
     settings = [(name, 0, prompting.Prompt(text)) for name, text in ask.items()]
     for count in (1, 2, 3, 5, 8):
         for draw in range(3):
-            shots = tuple(prompting.dates(count, seed=9 + draw))
+            shots = tuple(problems.dates(count, seed=9 + draw))
             settings.append((f"{count} shown", draw, prompting.Prompt(ask["clear"], shots=shots)))
     for name, draw, prompt in settings:
         if room.missing("dates", name, draw):
@@ -74,21 +76,21 @@ def feedback(room: Room) -> None:
     worst, or of the forms already shown, judged on other dates."""
     from lecture_utils import data, prompting
 
-    ask, forms = data.prompts("dates")["clear"], prompting.DATE_FORMS
-    three = tuple(prompting.dates(3, seed=11))
+    ask, forms = data.prompts("dates")["clear"], problems.DATE_FORMS
+    three = tuple(problems.dates(3, seed=11))
 
     def judge(setting: str, shots, seed: int) -> None:
         for i, form in enumerate(forms):
             if room.missing("feedback", setting, i):
-                asked = prompting.dates(40, seed, (form,))
+                asked = problems.dates(40, seed, (form,))
                 said = room.answers(prompting.Prompt(ask, shots=shots), [text for text, _ in asked], 14)
                 room.add("feedback", setting, [iso in a for a, (_, iso) in zip(said, asked, strict=True)], i)
 
     def two_more(places):
-        return three + tuple(prompting.dates(1, 21 + i, (forms[i],))[0] for i in places)
+        return three + tuple(problems.dates(1, 21 + i, (forms[i],))[0] for i in places)
 
     judge("looked at", three, seed=2)
-    rows = [row for row in recording.done("10_prompts") if row["setting"] == "looked at"]
+    rows = [row for row in runner.done("10_prompts") if row["setting"] == "looked at"]
     worst = sorted(range(3), key=lambda i: rows[i]["right"].count("x"))[:2]  # of the three forms not shown
     judge("three examples", three, seed=3)
     judge("and two forms not shown", two_more(worst), seed=3)
@@ -145,11 +147,11 @@ def scored(room: Room) -> None:
 
     for count in (2, 4, 8):
         for draw in range(6):
-            few(f"{count} shown", draw, prompting.balanced(pool, count, draw))
-    four = prompting.balanced(pool, 4, 0)
+            few(f"{count} shown", draw, prompting.balanced_examples(pool, count, draw))
+    four = prompting.balanced_examples(pool, 4, 0)
     for draw in range(6):
         few("another order", draw, random.Random(draw).sample(four, 4))
-        few("wrong labels", draw, [(t, OTHER[label]) for t, label in prompting.balanced(pool, 4, draw)])
+        few("wrong labels", draw, [(t, OTHER[label]) for t, label in prompting.balanced_examples(pool, 4, draw)])
 
 
 def parses(text: str) -> bool:
@@ -166,7 +168,7 @@ def notices(room: Room) -> None:
     from lecture_utils import data, prompting
 
     rows, engine = data.notices("test"), llguidance.hf.from_tokenizer(room.tokenizer)
-    shown = [(r["text"], prompting.as_json(r)) for r in data.notices("pool")]
+    shown = [(r["text"], grammars.as_json(r)) for r in data.notices("pool")]
     for count in (0, 2, 5):
         for how in ("free", "held"):
             name = f"{count} shown, {how}"
@@ -174,13 +176,13 @@ def notices(room: Room) -> None:
                 continue
             prompt = prompting.Prompt(data.prompts("notices")["extract"], shots=tuple(shown[:count]))
             held = (
-                (lambda: prompting.Held(engine, prompting.EVENT, room.tokenizer.eos_token_id))
+                (lambda: grammars.GrammarLogitsProcessor(engine, grammars.EVENT, room.tokenizer.eos_token_id))
                 if how == "held"
                 else None
             )
             said = room.answers(prompt, [r["text"] for r in rows], 90, 12, processor=held)
-            room.add("notices, valid", name, [re.fullmatch(prompting.EVENT, a) for a in said])
-            fields = [prompting.fields_right(a, r) for a, r in zip(said, rows, strict=True)]
+            room.add("notices, valid", name, [re.fullmatch(grammars.EVENT, a) for a in said])
+            fields = [grammars.fields_right(a, r) for a, r in zip(said, rows, strict=True)]
             room.add("notices, fields", name, [right for notice in fields for right in notice])
             room.add("notices, parsed", name, [parses(a) for a in said])
 
@@ -192,13 +194,13 @@ def set_up(answer: str, problem) -> bool:
     return len(sums) >= 2 and sums[0][:3] == (a, "+", b) and sums[1][:3] == (sums[0][3], "-", c)
 
 
-def problems(room: Room) -> None:
+def word_problems(room: Room) -> None:
     """Word problems: five ways, of one pattern and of three; a spoiled first step."""
-    from lecture_utils import data, prompting
+    from lecture_utils import data
 
     for bed, stories in (("problems", (0,)), ("problems, mixed", (0, 1, 2))):
-        ways = prompting.ways_to_solve(prompting.problems(8, seed=5, stories=stories))
-        asked = prompting.problems(100, seed=6, stories=stories)
+        ways = problems.ways_to_solve(problems.problems(8, seed=5, stories=stories))
+        asked = problems.problems(100, seed=6, stories=stories)
         texts = [p.text for p in asked]
 
         longest = {"answers shown": 60, "steps shown": 60, "calls without a calculator": 80}  # unprompted steps: 150
@@ -207,19 +209,19 @@ def problems(room: Room) -> None:
             if room.missing(bed, name) or with_steps and room.missing(f"{bed}, set up", name):
                 if name == "calculator":
                     begun = [data.render(room.tokenizer, prompt.messages(text))[0] for text in texts]
-                    said = prompting.with_calculator(room.complete, begun)
+                    said = problems.with_calculator(room.complete, begun)
                 else:
                     said = room.answers(prompt, texts, longest.get(name, 150))
-                room.add(bed, name, [prompting.last_number(a) == p.answer for a, p in zip(said, asked, strict=True)])
+                room.add(bed, name, [problems.last_number(a) == p.answer for a, p in zip(said, asked, strict=True)])
                 if with_steps:
                     room.add(f"{bed}, set up", name, [set_up(a, p) for a, p in zip(said, asked, strict=True)])
     # the rest with one pattern
-    asked = prompting.problems(100, seed=6, stories=(0,))
-    steps = prompting.ways_to_solve(prompting.problems(8, seed=5, stories=(0,)))["steps shown"]
+    asked = problems.problems(100, seed=6, stories=(0,))
+    steps = problems.ways_to_solve(problems.problems(8, seed=5, stories=(0,)))["steps shown"]
     for error in (0, 1):
         if room.missing("spoiled", error):
             start = [data.render(room.tokenizer, steps.messages(p.text))[0] + p.first_step(error) for p in asked]
-            ends = [prompting.last_number(a) for a in room.complete(start)]
+            ends = [problems.last_number(a) for a in room.complete(start)]
             room.add("spoiled", error, [e == p.answer + error for e, p in zip(ends, asked, strict=True)])
             room.add("spoiled, yet right", error, [e == p.answer for e, p in zip(ends, asked, strict=True)])
 
@@ -228,20 +230,18 @@ def votes(room: Room) -> None:
     """Ten sampled chains for each of 50 problems, and what a majority says."""
     import torch
 
-    from lecture_utils import prompting
-
-    asked = prompting.problems(100, seed=6, stories=(0,))[:50]
+    asked = problems.problems(100, seed=6, stories=(0,))[:50]
     texts = [p.text for p in asked]
-    steps = prompting.ways_to_solve(prompting.problems(8, seed=5, stories=(0,)))["steps shown"]
+    steps = problems.ways_to_solve(problems.problems(8, seed=5, stories=(0,)))["steps shown"]
     if room.missing("votes", "majority of 10"):
         torch.manual_seed(0)
         said = [[] for _ in asked]
         for draw in range(10):
             for i, answer in enumerate(room.answers(steps, texts, 60, temperature=0.7)):
-                said[i].append(prompting.last_number(answer))
+                said[i].append(problems.last_number(answer))
             room.add("votes", "one sample", [s[-1] == p.answer for s, p in zip(said, asked, strict=True)], draw)
         for first in (3, 5, 10):
-            voted = [prompting.majority(s[:first]) for s in said]
+            voted = [problems.majority(s[:first]) for s in said]
             room.add("votes", f"majority of {first}", [v == p.answer for v, p in zip(voted, asked, strict=True)])
         room.add("votes", "right at least once", [p.answer in s for s, p in zip(said, asked, strict=True)])
 

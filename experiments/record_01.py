@@ -11,10 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-import recording
+import runner
 
 WORK = Path(__file__).resolve().parent.parent / "build" / "record_01"
-FOLDER = recording.FOLDER.parent / "assets" / "lecture_base"
+FOLDER = runner.FOLDER.parent / "assets" / "lecture_base"
 BASE = "transformer, 40 minutes"
 # name -> kind, its sizes, steps, peak of the learning rate
 RUNS = {
@@ -44,9 +44,9 @@ def add(run: str, parameters: int, tokens: int, seconds: int, loss: float, score
     """Write a judged run down; ``scored``: tokens of the held-out text."""
     from lecture_utils import corpus, training
 
-    bits = training.bits_per_byte(loss, scored, corpus.size(docs.held_out))
+    bits = training.bits_per_byte(loss, scored, corpus.count_bytes(docs.held_out))
     row = {"run": run, "parameters": parameters, "tokens": tokens, "seconds": seconds}
-    recording.add("01_history", row | {"loss": f"{loss:.3f}", "bits_per_byte": f"{bits:.3f}"})
+    runner.add("01_history", row | {"loss": f"{loss:.3f}", "bits_per_byte": f"{bits:.3f}"})
     print(f"{run}: {loss:.3f}", flush=True)
 
 
@@ -62,13 +62,15 @@ def record(kind: str) -> None:
     docs = corpus.load()
     tokens = torch.tensor(corpus.encode(tokenizer, docs.train))
     held_out = torch.tensor(corpus.encode(tokenizer, docs.held_out))
-    done = {row["run"] for row in recording.done("01_history")}
+    done = {row["run"] for row in runner.done("01_history")}
     for name, (its_kind, sizes, steps, peak) in RUNS.items():
         if its_kind != kind or name in done:
             continue
         torch.manual_seed(0)
         model, rows, length = build(kind, sizes, len(tokenizer))
-        plan = training.Plan(steps=steps, rows=rows, time=length, peak=peak, muon=True)
+        plan = training.TrainingConfig(
+            steps=steps, batch_size=rows, context_length=length, learning_rate=peak, muon=True
+        )
         checkpoint = WORK / f"{name}.pt"
 
         def each(run, checkpoint=checkpoint, name=name):
@@ -76,8 +78,8 @@ def record(kind: str) -> None:
                 run.save(checkpoint)
                 print(f"{name}: step {run.step}, loss {run.losses[-1]:.2f}, {run.seconds:.0f} s", flush=True)
 
-        run = training.Run(model, plan).resume(checkpoint)
-        run.train(tokens, each=each, progress=False)
+        run = training.Trainer(model, plan).resume(checkpoint)
+        run.train(tokens, callback=each, progress=False)
         run.save(checkpoint)
         loss = training.mean_loss(model, held_out, length if kind == "transformer" else 256)
         parameters = sum(p.numel() for p in model.parameters())
@@ -86,7 +88,7 @@ def record(kind: str) -> None:
             for part in range(50):  # the course of the long runs
                 losses = run.losses[part * steps // 50 : (part + 1) * steps // 50]
                 at = (part + 1) * steps // 50 * rows * length
-                recording.add("01_course", {"run": name, "tokens": at, "loss": f"{sum(losses) / len(losses):.3f}"})
+                runner.add("01_course", {"run": name, "tokens": at, "loss": f"{sum(losses) / len(losses):.3f}"})
 
 
 def count() -> None:
@@ -96,7 +98,7 @@ def count() -> None:
     tokenizer = models.load_tokenizer(str(FOLDER))
     docs = corpus.load()
     tokens, held_out = (corpus.encode(tokenizer, part) for part in (docs.train, docs.held_out))
-    done = {row["run"] for row in recording.done("01_history")}
+    done = {row["run"] for row in runner.done("01_history")}
     for n in range(1, 7):
         if f"{n}-gram" in done:
             continue
@@ -115,7 +117,7 @@ def make_tokenizer() -> None:
     from lecture_utils import corpus, tokenization
 
     special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>", "<|mask|>")
-    fast = tokenization.by_library(corpus.load().train, 2048, special)
+    fast = tokenization.train_with_library(corpus.load().train, 2048, special)
     PreTrainedTokenizerFast(
         tokenizer_object=fast, bos_token=special[0], eos_token=special[2], pad_token=special[3], mask_token=special[4]
     ).save_pretrained(FOLDER)

@@ -4,17 +4,16 @@ memory   peak memory of full finetuning, LoRA and QLoRA at three batch sizes
 family   each method of the PEFT family, three seeds (after three learning rates each)
 rank     the lecture's questions learnt with rank 1 ... 64, two seeds
 
-Each run is a process of its own, so that its peak is its own. Interrupted, the command goes
-on with the next run that is not in the CSV yet. `python tools/record_06.py rank` does one part.
+Each run is a process of its own, so that its peak is its own.
 """
 
 import dataclasses
-import json
-import subprocess
-import sys
 import tempfile
 
-import recording
+import psutil
+import runner
+
+from lecture_utils import recipes
 
 TOKENS = 64  # a row in the memory runs
 RATES = {  # tried for each method of the family; family.METHODS has the best
@@ -25,9 +24,8 @@ RATES = {  # tried for each method of the family; family.METHODS has the best
 
 
 def resident_gb() -> float:
-    """Return this process's resident memory in GB, now (Linux)."""
-    with open("/proc/self/status") as file:
-        return int(next(line for line in file if line.startswith("VmRSS")).split()[1]) * 1024 / 1e9
+    """Return this process's resident memory in GB, now."""
+    return psutil.Process().memory_info().rss / 1e9
 
 
 def memory_run(method: str, rows: int) -> dict:
@@ -43,9 +41,9 @@ def memory_run(method: str, rows: int) -> dict:
     before = resident_gb()
     dtype = torch.float32 if method == "full" else torch.bfloat16
     model, _ = models.load_chat_model(quantization="nf4" if method == "QLoRA" else None, dtype=dtype)
-    runtime.faster_short_sequences(model)
+    runtime.use_eager_attention_on_cpu(model)
     if method != "full":
-        model = peft.get_peft_model(model, finetuning.lora_config(finetuning.recipe("laptop-all")))
+        model = peft.get_peft_model(model, recipes.lora_config(recipes.get_recipe("laptop-all")))
         finetuning.cast_inputs(model, False)
     trained = [p for p in model.parameters() if p.requires_grad]
     for p in trained:
@@ -59,18 +57,17 @@ def memory_run(method: str, rows: int) -> dict:
         (loss / count).backward()
         adam.step()
     return {
-        "method": method, "rows": rows, "tokens": TOKENS, "trained": sum(p.numel() for p in trained),
+        "tokens": TOKENS, "trained": sum(p.numel() for p in trained),
         "before_gb": round(before, 3), "peak_gb": round(runtime.peak_memory_gb(), 3),
     }  # fmt: skip
 
 
-def family_run(method: str, seed: int, rate: float, split: str) -> dict:
+def family_run(method: str, seed: int, learning_rate: float, judged_on: str) -> dict:
     from lecture_utils import family, runtime
 
-    found = family.run(method, seed, rate, split)
+    found = family.run(method, seed, learning_rate, judged_on)
     return {
-        "method": method, "seed": seed, "learning_rate": rate, "judged_on": split, "trained": found.trained,
-        "seconds": round(found.seconds, 1), "peak_gb": round(runtime.peak_memory_gb(), 2), "right": found.right,
+        "trained": found.trained, "seconds": round(found.seconds, 1), "peak_gb": round(runtime.peak_memory_gb(), 2), "right": found.right,
         "total": found.total, "last_losses": round(sum(found.losses[-10:]) / 10, 3),
     }  # fmt: skip
 
@@ -79,7 +76,7 @@ def rank_run(rank: int, seed: int) -> dict:
     from lecture_utils import data, evaluation, finetuning, runtime
 
     qa = data.lecture_qa()
-    recipe = dataclasses.replace(finetuning.recipe("laptop"), rank=rank, alpha=32, epochs=1.0)
+    recipe = dataclasses.replace(recipes.get_recipe("laptop"), rank=rank, alpha=32, epochs=1.0)
     runtime.seed_everything(seed)
     with tempfile.TemporaryDirectory() as folder:
         model, tokenizer, trainer = finetuning.finetune(
@@ -87,42 +84,25 @@ def rank_run(rank: int, seed: int) -> dict:
         )
     report = evaluation.evaluate(model, tokenizer, qa["test"])
     return {
-        "rank": rank, "seed": seed, "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "answer_loss": round(report.loss, 3), "f1": round(report.f1, 3), "key_accuracy": round(report.key_accuracy, 3),
     }  # fmt: skip
 
 
-def planned(part: str) -> list[tuple]:
+def planned(part: str) -> list[dict]:
     """Return the arguments of each run of a part, in the order of the CSV."""
     from lecture_utils import family
 
     if part == "memory":
-        return [(method, rows) for method in ("LoRA", "QLoRA", "full") for rows in (4, 8, 16)]
+        return [{"method": method, "rows": rows} for method in ("LoRA", "QLoRA", "full") for rows in (4, 8, 16)]
     if part == "rank":
-        return [(rank, seed) for seed in range(2) for rank in (1, 2, 4, 8, 16, 32, 64)]
-    rates = [(m, 0, rate, "choose") for m, tried in RATES.items() for rate in tried]
-    return rates + [(m, seed, rate, "test") for m, rate in family.METHODS.items() for seed in range(3)]
+        return [{"rank": rank, "seed": seed} for seed in range(2) for rank in (1, 2, 4, 8, 16, 32, 64)]
+    tried = [(m, 0, rate, "choose") for m, rates in RATES.items() for rate in rates]
+    tried += [(m, seed, rate, "test") for m, rate in family.METHODS.items() for seed in range(3)]
+    return [dict(zip(("method", "seed", "learning_rate", "judged_on"), run, strict=True)) for run in tried]
 
 
 RUNS = {"memory": memory_run, "family": family_run, "rank": rank_run}
-
-
-def record(part: str) -> None:
-    """Do the runs of a part that its CSV lacks, one process each."""
-    name = f"06_{part}"
-    done = [tuple(row.values()) for row in recording.done(name)]
-    for arguments in planned(part):
-        if any(row[: len(arguments)] == arguments for row in done):
-            continue
-        print(part, *arguments, end=": ", flush=True)
-        out = subprocess.run(
-            [sys.executable, __file__, "--run", part, json.dumps(arguments)], capture_output=True, text=True
-        )
-        if out.returncode:
-            sys.exit(f"failed\n{out.stderr[-2000:]}")
-        row = json.loads(out.stdout.splitlines()[-1])
-        print(row, flush=True)
-        recording.add(name, row)
 
 
 def main() -> None:
@@ -130,14 +110,8 @@ def main() -> None:
 
     runtime.quiet()
     runtime.use_less_memory()
-    if sys.argv[1:2] == ["--run"]:
-        part, arguments = sys.argv[2], json.loads(sys.argv[3])
-        print(json.dumps(RUNS[part](*arguments)))
-        return
-    for part in sys.argv[1:] or RUNS:
-        if part not in RUNS:
-            sys.exit(f"There is no part {part!r}. Choose of: {', '.join(RUNS)}.")
-        record(part)
+    for part, once in RUNS.items():
+        runner.run(f"06_{part}", planned(part), once, separately=True)
 
 
 if __name__ == "__main__":
