@@ -20,7 +20,7 @@ LLAMA = {  # LLaMA (65B, 2302.13971 Table 2) and Llama 2 (2307.09288 Table 1) by
         kv_heads=40,
         head_width=128,
         tied=False,
-    ),
+    ),  # fmt: skip
     "65B": Shape(
         vocabulary=32_000,
         width=8_192,
@@ -30,7 +30,7 @@ LLAMA = {  # LLaMA (65B, 2302.13971 Table 2) and Llama 2 (2307.09288 Table 1) by
         kv_heads=64,
         head_width=128,
         tied=False,
-    ),
+    ),  # fmt: skip
     "70B": Shape(
         vocabulary=32_000, width=8_192, feed_forward=28_672, layers=80, heads=64, kv_heads=8, head_width=128, tied=False
     ),

