@@ -1,4 +1,4 @@
-"""What came before the transformer: the Kneser-Ney n-gram and the LSTM, on token ids."""
+"""Language models from before the transformer, on token ids: the Kneser-Ney n-gram and the LSTM."""
 
 import numpy as np
 import torch
@@ -6,41 +6,32 @@ from torch import nn
 
 
 class KneserNey:
-    """An interpolated, modified Kneser-Ney n-gram model (Chen & Goodman 1999, section 3).
-
-    tokens: ids below ``vocabulary``, one stream. An n-gram keeps its count less a discount;
-    what the discounts save goes to the next shorter context, whose counts are of *distinct*
-    words before, not of occurrences.
-    """
+    """An interpolated, modified Kneser-Ney n-gram model (Chen & Goodman 1999, section 3) of a sequence of token ids
+    below ``vocabulary``. The count of each n-gram is reduced by a discount. The probability that this saves goes to the
+    next shorter context, whose n-grams are counted by the *distinct* tokens before them, not by their occurrences."""
 
     def __init__(self, tokens, order: int, vocabulary: int):
         tokens = np.asarray(tokens, dtype=np.int64)
-        assert tokens.min() >= 0 and tokens.max() < vocabulary  # else two n-grams could share a number
+        assert tokens.min() >= 0 and tokens.max() < vocabulary  # otherwise two n-grams could have the same key
         self.order, self.vocabulary = order, vocabulary
-        self.keys = []  # of each length: context's number x vocabulary + last token, sorted
+        self.keys = []  # for each n, the sorted keys of the n-grams: index of the context * vocabulary + last token
         self.counts, self.discounts, self.totals, self.saved = [], [], [], []
-        ends = np.zeros(len(tokens), dtype=np.int64)  # number of the n-gram that ends at each position
-        occurrences, firsts, numbers = [], [], []
+        ends = np.zeros(len(tokens), dtype=np.int64)  # index of the n-gram that ends at each position
+        grams = []  # for each n: how often each n-gram occurs, where it ends first, and ``ends``
         for n in range(1, order + 1):
-            # the first n - 1 positions have no n-gram; ends[i - 1] is the context of position i
-            key = np.roll(ends, 1) * vocabulary + tokens
-            unique, first, inverse, count = np.unique(
-                key[n - 1 :], return_index=True, return_inverse=True, return_counts=True
-            )
+            # No n-gram ends at the first n - 1 positions; ends[i - 1] is the context of position i.
+            key = (np.roll(ends, 1) * vocabulary + tokens)[n - 1 :]
+            unique, first, inverse, count = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
             ends = np.concatenate((np.zeros(n - 1, dtype=np.int64), inverse))
             self.keys.append(unique)
-            occurrences.append(count)
-            firsts.append(first + n - 1)
-            numbers.append(ends)
-        for n in range(1, order + 1):
-            count = occurrences[n - 1]
-            if n < order:  # how many distinct tokens come before it
-                suffix = numbers[n - 1][firsts[n]]
-                count = np.bincount(suffix, minlength=len(count))
+            grams.append((count, first + n - 1, ends))
+        for n, (count, _, ends) in enumerate(grams, 1):
+            if n < order:  # count the distinct (n + 1)-grams that end with each n-gram instead of its occurrences
+                count = np.bincount(ends[grams[n][1]], minlength=len(count))
             self._add(n, count)
 
     def _add(self, n: int, count: np.ndarray) -> None:
-        """Keep the statistics of length n: discounts (section 3.2, eq. 17), each context's sum and what it saves."""
+        """Store the n-grams' counts and discounts (section 3.2, equation 17), and their sums for each context."""
         n1, n2, n3, n4 = (max(int((count == c).sum()), 1) for c in (1, 2, 3, 4))
         y = n1 / (n1 + 2 * n2)
         d = np.array([0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]).clip(0, (0, 1, 2, 3))
@@ -53,13 +44,13 @@ class KneserNey:
         self.saved.append(np.bincount(context, discount, minlength=size))
 
     def _find(self, n: int, context: np.ndarray, token: np.ndarray) -> np.ndarray:
-        """Return the numbers of n-grams, -1 for unseen ones (and for a context of -1)."""
+        """Return the indices of n-grams, or -1 where an n-gram or its context (-1) is unseen."""
         key = context * self.vocabulary + token
         place = np.searchsorted(self.keys[n - 1], key).clip(max=len(self.keys[n - 1]) - 1)
         return np.where((context >= 0) & (self.keys[n - 1][place] == key), place, -1)
 
     def log_probabilities(self, tokens) -> np.ndarray:
-        """Return log p of each token given those before it (nats), all orders mixed."""
+        """Return log p of each token given the tokens before it (nats), interpolated over all orders."""
         tokens = np.asarray(tokens, dtype=np.int64)
         if not len(tokens):
             return np.zeros(0)
@@ -75,29 +66,26 @@ class KneserNey:
         return np.log(p)
 
     def distribution(self, context) -> np.ndarray:
-        """Return p(token | context) for every token, (vocabulary,); it sums to one."""
-        context = context[max(len(context) - self.order + 1, 0) :] if self.order > 1 else []
-        context = np.asarray(context, dtype=np.int64).tolist()
+        """Return p(token | context) for every token, (vocabulary,); they sum to one."""
+        context = np.asarray(context, dtype=np.int64)[max(len(context) - self.order + 1, 0) :].tolist()
         p = np.full(self.vocabulary, 1 / self.vocabulary)
         for n in range(1, len(context) + 2):
-            number = np.zeros(1, dtype=np.int64)
+            found = np.zeros(1, dtype=np.int64)
             for i, token in enumerate(context[len(context) - n + 1 :], 1):
-                number = self._find(i, number, np.array([token]))
-            number = int(number[0])
-            if number < 0 or self.totals[n - 1][number] == 0:
+                found = self._find(i, found, np.array([token]))
+            index = int(found[0])  # of the last n - 1 tokens
+            if index < 0 or self.totals[n - 1][index] == 0:
                 break
-            low, high = np.searchsorted(self.keys[n - 1], (number * self.vocabulary, (number + 1) * self.vocabulary))
+            low, high = np.searchsorted(self.keys[n - 1], (index * self.vocabulary, (index + 1) * self.vocabulary))
             own = np.zeros(self.vocabulary)
             own[self.keys[n - 1][low:high] % self.vocabulary] = (self.counts[n - 1] - self.discounts[n - 1])[low:high]
-            p = (own + self.saved[n - 1][number] * p) / self.totals[n - 1][number]
+            p = (own + self.saved[n - 1][index] * p) / self.totals[n - 1][index]
         return p
 
 
 class LSTM(nn.Module):
-    """An LSTM language model (Hochreiter & Schmidhuber 1997): ids (B, T) to logits (B, T, vocabulary).
-
-    The output head is the embedding. ``state`` carries over from one piece of text to the next.
-    """
+    """An LSTM language model (Hochreiter & Schmidhuber 1997): ids (B, T) to logits (B, T, vocabulary) and the state,
+    which continues the text if it is passed to the next call. The output head shares the embedding's weights."""
 
     def __init__(self, vocabulary: int, width: int = 192, hidden: int = 512, dropout: float = 0.0):
         super().__init__()
@@ -108,6 +96,5 @@ class LSTM(nn.Module):
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
 
     def forward(self, ids: torch.Tensor, state=None):
-        """Return (logits, state)."""
         out, state = self.lstm(self.dropout(self.embedding(ids)), state)
         return nn.functional.linear(self.back(self.dropout(out)), self.embedding.weight), state

@@ -1,4 +1,4 @@
-"""Chunking: from the lecture's text to passages that know where they stand."""
+"""Split the text of the course into chunks that know from which notebook and under which heading they come."""
 
 import json
 import re
@@ -8,14 +8,14 @@ from pathlib import Path
 
 ANCHOR = re.compile(r'<a id="([a-z0-9-]+)"></a>')
 SNAPSHOT = Path(__file__).parent / "assets" / "lecture_text" / "sections.json"
-LEFT_OUT = ("exercises", "summary")  # sections without lecture text of their own
+LEFT_OUT = ("exercises", "summary")  # sections that explain nothing new
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading of the lecture and the text under it."""
+    """A heading of the course and the text below it."""
 
-    notebook: str  # as in outline.toml: 06_lora_math
+    notebook: str  # its name in outline.toml, for example 06_lora_math
     heading: str  # its id
     title: str
     text: str
@@ -23,7 +23,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Chunk(Section):
-    """A part of a section; ``number`` counts within it, from 0."""
+    """A part of a section. ``number`` is its index within the section."""
 
     number: int = 0
 
@@ -33,25 +33,25 @@ class Chunk(Section):
 
     @property
     def link(self) -> str:
-        """Markdown link to the notebook's heading, from a notebook beside it."""
+        """Return a Markdown link to the heading for a notebook in the same folder."""
         return f"[{self.notebook[:2]}, {self.title}]({self.notebook}.ipynb#{self.heading})"
 
     @property
     def titled(self) -> str:
-        """The text under its title, as it is searched: a paragraph alone often does not name its subject."""
+        """Return the title and the text. Both are searched, because a paragraph often does not name its own subject."""
         return f"{self.title}. {self.text}"
 
 
 def lecture() -> list[Section]:
-    """Return the lecture's text, section by section: the packaged snapshot of its notebooks (``snapshot_date``).
+    """Return the sections of all notebooks from the snapshot in this package (see ``snapshot_date``).
 
-    A snapshot, so that a changed sentence changes no search; ``make snapshot`` renews it.
+    Because it is a snapshot, a changed sentence does not change any search. ``make snapshot`` renews it.
     """
     return [Section(**section) for section in _snapshot()["sections"]]
 
 
 def snapshot_date() -> str:
-    """Return the day on which the searched text was taken from the notebooks, as YYYY-MM-DD."""
+    """Return the date on which the snapshot was taken from the notebooks, as YYYY-MM-DD."""
     return _snapshot()["date"]
 
 
@@ -60,79 +60,73 @@ def _snapshot() -> dict:
 
 
 def markdown_to_text(markdown: str) -> str:
-    """Return markdown as text to search: no anchors, images or marks of emphasis."""
+    """Return Markdown as text for the search, without anchors, images, targets of links, and marks of emphasis."""
     text = ANCHOR.sub("", markdown)
     text = re.sub(r"\[!\[[^\]]*\]\([^)]*\)\]\([^)]*\)|!\[[^\]]*\]\([^)]*\)", "", text)  # badges, images
     text = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", text)  # links
-    text = re.sub(r"(?m)^(#+ |> ?)", "", text)
-    parts = re.split(r"(\$\$.*?\$\$|\$[^$\n]+\$|`[^`]+`)", text, flags=re.DOTALL)  # formulas and code stay as they are
+    text = re.sub(r"(?m)^(#+ |> ?)", "", text)  # headings, quotations
+    parts = re.split(r"(\$\$.*?\$\$|\$[^$\n]+\$|`[^`]+`)", text, flags=re.DOTALL)  # formulas and code do not change
     parts[::2] = [re.sub(r"\*\*|(?<!\w)\*(?=\S)|(?<=\S)\*(?!\w)", "", part) for part in parts[::2]]
     return re.sub(r"\n{3,}", "\n\n", "".join(parts)).strip()
 
 
 def sections(path: Path | str) -> list[Section]:
-    """Return a notebook's sections in order: its markdown under each heading with an anchor. Speaker
+    """Return the sections of a notebook in order, each with the Markdown below a heading that has an anchor. Speaker
     notes, exercises, solutions and the summary are left out."""
-    path = Path(path)
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    found: dict[str, list[str]] = {}
-    titles: dict[str, str] = {}
-    here = None
-    for cell in cells:
-        text, kind = "".join(cell["source"]), cell.get("metadata", {}).get("slideshow", {}).get("slide_type")
-        if cell["cell_type"] != "markdown" or kind == "notes":
+    path, heading = Path(path), None
+    texts, titles = {}, {}
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        slide_type = cell.get("metadata", {}).get("slideshow", {}).get("slide_type")
+        if cell["cell_type"] != "markdown" or slide_type == "notes":
             continue
-        if match := ANCHOR.search(text):
-            here = match.group(1)
-            titles[here] = re.search(r"(?m)^#+ (.+)$", text[match.end() :]).group(1)
+        text = "".join(cell["source"])
+        if anchor := ANCHOR.search(text):
+            heading = anchor.group(1)
+            titles[heading] = re.search(r"(?m)^#+ (.+)$", text[anchor.end() :]).group(1)
             text = re.sub(r"(?m)^#+ .+\n?", "", text, count=1)
-        if here and here not in LEFT_OUT and (text := markdown_to_text(text)):
-            found.setdefault(here, []).append(text)
-    return [Section(path.stem, here, titles[here], "\n\n".join(parts)) for here, parts in found.items()]
+        if heading and heading not in LEFT_OUT and (text := markdown_to_text(text)):
+            texts.setdefault(heading, []).append(text)
+    return [Section(path.stem, heading, titles[heading], "\n\n".join(parts)) for heading, parts in texts.items()]
 
 
 def _blocks(text: str, size: int) -> list[str]:
-    """Return paragraphs, code blocks and tables whole; one longer than ``size`` words in sentences, or in lines."""
-    blocks: list[str] = []
+    """Split a text into paragraphs, code blocks and tables. A block of more than ``size`` words is split further, into
+    its lines or sentences, and these into pieces of ``size`` words."""
+    blocks = []
     for part in re.split(r"(```.*?(?:```|\Z))", text, flags=re.DOTALL):
         for block in [part] if part.startswith("```") else re.split(r"\n\s*\n", part):
-            if not block.strip():
-                continue
             if len(block.split()) <= size:
                 blocks.append(block.strip())
                 continue
-            lines = block.startswith(("```", "|", "- ", "1. "))
-            for piece in block.splitlines() if lines else re.split(r"(?<=[.!?:])\s+", block):
-                words = re.split(r"\s", piece)  # a tab or a line break also parts words
+            has_lines = block.startswith(("```", "|", "- ", "1. "))
+            for piece in block.splitlines() if has_lines else re.split(r"(?<=[.!?:])\s+", block):
+                words = re.split(r"\s", piece)  # at tabs and line breaks, too
                 blocks += [" ".join(words[i : i + size]).strip() for i in range(0, len(words), size)]
     return [block for block in blocks if block]
 
 
 def chunk(section: Section, size: int = 80, overlap: int = 20) -> list[Chunk]:
-    """Return the chunks of a section: at most ``size`` words each, cut between paragraphs or sentences where that is
-    possible; each begins with the last ``overlap`` words or fewer of the one before, in whole blocks. An empty
-    section has none."""
+    """Split a section into chunks of at most ``size`` words, between paragraphs or sentences where this is possible.
+
+    Each chunk begins with the last blocks of the one before, which have at most ``overlap`` words. An empty section has
+    no chunks.
+    """
     assert 0 <= overlap < size
-    packed: list[list[str]] = []
-    now: list[str] = []
-    count = 0
+    chunks, current, count = [], [], 0  # count: the words in current
     for block in _blocks(section.text, size):
         length = len(block.split())
-        if now and count + length > size:
-            packed.append(now)
-            kept: list[str] = []
-            for old in reversed(now):
-                if sum(len(k.split()) for k in kept) + len(old.split()) > min(overlap, size - length):
-                    break
-                kept.insert(0, old)
-            now, count = kept, sum(len(k.split()) for k in kept)
-        now.append(block)
+        if current and count + length > size:
+            chunks.append("\n\n".join(current))
+            while current and count > min(overlap, size - length):
+                count -= len(current.pop(0).split())
+        current.append(block)
         count += length
-    packed += [now] if now else []
-    return [Chunk(**asdict(section) | {"text": "\n\n".join(parts)}, number=i) for i, parts in enumerate(packed)]
+    chunks += ["\n\n".join(current)] if current else []
+    return [Chunk(**asdict(section) | {"text": text}, number=i) for i, text in enumerate(chunks)]
 
 
 def corpus(size: int = 80, overlap: int = 20, without: Sequence[str] = ("09_rag",)) -> list[Chunk]:
-    """Return the chunks of the whole lecture but the notebooks in ``without`` (09 asks, so it must not answer)."""
-    text = lecture()
-    return [piece for section in text if section.notebook not in without for piece in chunk(section, size, overlap)]
+    """Return the chunks of all notebooks except those in ``without`` (by default 09, which asks the questions and must
+    therefore not contain the answers)."""
+    kept = [section for section in lecture() if section.notebook not in without]
+    return [piece for section in kept for piece in chunk(section, size, overlap)]

@@ -1,9 +1,8 @@
-"""The lecture's data sets, packaged with the code, and how a pair becomes text.
+"""The data sets of the course, which come with the package, and how a question and its answer become tokens.
 
-``lecture_qa``: 1,400 question/answer pairs on the lecture (1,260 to train on, 140 held-out
-phrasings), 20 facts never trained on, 60 questions the lecture does not answer.
-``preferences``: 500 pairs of answers, one better than the other. ``language_models``: the
-lecture's list of models.
+``lecture_qa`` has 1,400 pairs of questions and answers about the lecture (1,260 for training, 140 held-out phrasings),
+20 facts that are never trained on, and 60 questions that the lecture does not answer. ``preferences`` has 500 pairs of
+answers, one better than the other. ``language_models`` is the lecture's list of models.
 """
 
 import csv
@@ -20,17 +19,17 @@ QA_SPLITS = ("train", "test", "untrained", "unanswerable", "unanswerable_dev")
 
 
 class DataError(ValueError):
-    """A row or file is not what the format says; the message names the line and the remedy."""
+    """A data file does not have the expected format. The message names the line and says what to change."""
 
 
 def outline() -> dict[str, dict]:
-    """Return the plan of the lecture: notebook name -> title, lecture sections, gpu, headings."""
+    """Return the outline of the course: for each notebook its title, lecture sections, headings and so on."""
     with open(Path(__file__).parent / "outline.toml", "rb") as file:
         return tomllib.load(file)
 
 
 def read_jsonl(path: Path | str) -> list[dict]:
-    """Return the rows of a JSON-lines file. Raises DataError naming the first bad line."""
+    """Return the rows of a JSON-lines file, or raise a DataError that names the first invalid line."""
     rows = []
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -48,7 +47,7 @@ def read_jsonl(path: Path | str) -> list[dict]:
         except json.JSONDecodeError as error:
             raise DataError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}).") from None
         except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
-            raise DataError(f"{path}, line {number}: not to be read as JSON ({error}).") from None
+            raise DataError(f"{path}, line {number}: cannot be read as JSON ({error}).") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: a {type(row).__name__}, but each line must be a JSON object.")
         rows.append(row)
@@ -56,8 +55,7 @@ def read_jsonl(path: Path | str) -> list[dict]:
 
 
 def recorded(name: str) -> tuple[list[dict], str]:
-    """Return (rows, note) of a recorded experiment, ``recorded/<name>.csv``: numbers as numbers; the note says when
-    and on what it ran, and the command that repeats it."""
+    """Return the rows of a recorded experiment, ``recorded/<name>.csv``, and its note (date, machine, command)."""
     files = {path.stem: path for path in sorted((Path(__file__).parent / "recorded").glob("*.csv"))}
     note, *lines = choose(files, name, "recorded run").read_text(encoding="utf-8").splitlines()
     return [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(lines)], note.strip("# ")
@@ -74,23 +72,23 @@ def _number(text: str) -> int | float | str:
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A row of the lecture's list of models; None where no number is known."""
+    """A row of the lecture's list of models. Unknown numbers are None."""
 
     name: str
     maker: str
     date: str  # of the announcement, YYYY-MM
     parameters: int | None
-    active: int | None  # parameters that work on a token, of a mixture of experts
-    tokens: int | None  # read in pretraining
+    active: int | None  # parameters that are used for one token, in a mixture of experts
+    tokens: int | None  # in the pretraining data
     licence: str
-    weights: str  # closed, open, or fully open: training data and code, too
+    weights: str  # closed, open, or fully open (with training data and code)
     status: str  # published by the maker, rumour, or undisclosed
     source: str
     note: str
 
 
 def language_models() -> list[LanguageModel]:
-    """Return the lecture's list of models, in order of time, each with its source."""
+    """Return the lecture's list of models in chronological order, each with its source."""
     with open(ASSETS / "language_models.tsv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     counts = ("parameters", "active", "tokens")
@@ -104,23 +102,21 @@ def preferences(split: str) -> list[dict]:
 
 
 def occupations() -> list[dict]:
-    """Return 60 occupations with the percentage of women among their people, in text and at work: the figures that
-    Rudinger et al. (2018) published with Winogender (text: Bergsma and Lin 2006; work: US labour statistics of
-    2015 and 2016)."""
+    """Return 60 occupations with the percentage of women in text and at work, as published with Winogender (Rudinger
+    et al. 2018; text: Bergsma and Lin 2006; work: US labour statistics of 2015 and 2016)."""
     with open(ASSETS / "occupations.tsv", encoding="utf-8") as file:
         return [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(file, delimiter="\t")]
 
 
 def languages() -> list[dict[str, str]]:
-    """Return twelve sentences, each in twelve languages: language -> sentence. Written for this lecture with the
-    help of a language model; no native speakers have checked them."""
+    """Return twelve sentences as dictionaries from language to sentence, in twelve languages. They were written for this
+    course with the help of a language model, and native speakers have not checked them."""
     return json.loads((ASSETS / "languages.json").read_text(encoding="utf-8"))
 
 
 def lecture_qa():
-    """Return the question/answer data as a ``datasets.DatasetDict`` with the splits
-    ``train`` (1,260), ``test`` (140), ``untrained`` (20), ``unanswerable`` (60), and
-    ``unanswerable_dev`` (120), to choose a threshold on."""
+    """Return the question/answer data as a ``datasets.DatasetDict`` with the splits ``train`` (1,260), ``test`` (140),
+    ``untrained`` (20), ``unanswerable`` (60) and ``unanswerable_dev`` (120, for choosing a threshold)."""
     from datasets import Dataset, DatasetDict
 
     folder = ASSETS / "lecture_qa"
@@ -128,7 +124,7 @@ def lecture_qa():
 
 
 def exact_terms() -> list[dict]:
-    """Return 60 queries that turn on one rare term: id, query, term, and its evidence (notebook, heading)."""
+    """Return 60 queries that depend on one rare term: id, query, term, and where it occurs (notebook, heading)."""
     return read_jsonl(ASSETS / "lecture_qa" / "exact_terms.jsonl")
 
 
@@ -138,13 +134,12 @@ def reviews(split: str) -> list[dict]:
 
 
 def notices(split: str) -> list[dict]:
-    """Return the notices of ``pool`` (20), ``dev`` (30) or ``test`` (70): id, text, event, place, day, time,
-    price."""
+    """Return the notices of ``pool`` (20), ``dev`` (30) or ``test`` (70): id, text, event, place, day, time, price."""
     return _prompting("notices", split)
 
 
 def prompts(bed: str) -> dict[str, str]:
-    """Return the prompts that notebook 10 compares on a test bed of ``assets/prompting/prompts.toml``, by name."""
+    """Return the prompts that notebook 10 compares on one task (``assets/prompting/prompts.toml``), by name."""
     beds = tomllib.loads((ASSETS / "prompting" / "prompts.toml").read_text(encoding="utf-8"))
     return choose(beds, bed, "test bed")
 
@@ -156,9 +151,8 @@ def _prompting(name: str, split: str) -> list[dict]:
 def own_pairs(path: Path | str):
     """Return your own question/answer pairs as a ``datasets.Dataset``.
 
-    One JSON object a line with the strings ``question`` and ``answer``; ``key`` (what a
-    right answer must contain) is optional, other fields are kept out. Raises DataError
-    with the file, the pair (for what is no JSON, the line) and what to mend.
+    Each line of the file is a JSON object with the strings ``question`` and ``answer``, and optionally ``key`` (what a
+    correct answer must contain). Other fields are dropped. A DataError names the invalid pair and says what to change.
     """
     from datasets import Dataset
 
@@ -176,8 +170,8 @@ def own_pairs(path: Path | str):
         for field in ("question", "answer", "key"):
             if half := re.search("[\ud800-\udfff]", row.get(field, "")):
                 raise DataError(
-                    f"{path}, pair {number}: {field!r} holds {half[0]!r}, half a character that no tokenizer takes. "
-                    "Write the file anew with the right encoding."
+                    f"{path}, pair {number}: {field!r} holds {half[0]!r}, half of a surrogate pair, which is not valid "
+                    "Unicode. Save the file again with the right encoding."
                 )
         pairs.append({"question": row["question"], "answer": row["answer"], "key": row.get("key", "")})
     if not pairs:
@@ -186,28 +180,29 @@ def own_pairs(path: Path | str):
 
 
 def _normal(text: str) -> str:
-    """Lower case, one kind of hyphen, single spaces: for comparing, not for showing."""
+    """Return a text in lower case, with one kind of hyphen and single spaces, so that texts can be compared."""
     return re.sub(r"\s+", " ", re.sub("[\u2010-\u2015\u2212]", "-", text)).casefold().strip()
 
 
 def words(text: str) -> list[str]:
-    """Return the lower-case words and numbers of a text (``6,738`` and ``q_proj`` are one)."""
+    """Return the words and numbers of a text in lower case (``6,738`` and ``q_proj`` are one word each)."""
     return re.findall(r"\w(?:[\w.,'+/^-]*\w)?", _normal(text))
 
 
 def contains_key(text: str, key: str) -> bool:
-    """Does ``text`` contain ``key`` as a whole word or number, whatever its case?
-
-    ``"15"`` is not in ``"150"``, ``"0.15"`` or ``"15.6"``.
-    """
+    """Return whether ``text`` contains ``key`` as a whole word or number (``"15"`` is not in ``"150"`` or ``"0.15"``)."""
     assert key.strip(), "every text contains an empty key"
-    whole = rf"(?<!\w)(?<!\d[.,]){re.escape(_normal(key))}(?!\w)(?![.,]\d)"
-    return re.search(whole, _normal(text)) is not None
+    return re.search(whole_word(_normal(key)), _normal(text)) is not None
+
+
+def whole_word(key: str) -> str:
+    """Return a regular expression that matches ``key`` as a whole word or number, but not inside a longer one."""
+    return rf"(?<!\w)(?<!\d[.,]){re.escape(key)}(?!\w)(?![.,]\d)"
 
 
 def chat(question: str | list[dict], answer: str | None = None) -> list[dict]:
-    """Return a pair as chat messages (only the user's when there is no answer). ``question`` may also be
-    a conversation of its own: a list of messages that ends with the user's."""
+    """Return a question, and its answer if there is one, as chat messages. ``question`` may also be a list of messages
+    that ends with the user's."""
     if isinstance(question, str):
         question = [{"role": "user", "content": question}]
     messages = list(question)
@@ -217,9 +212,9 @@ def chat(question: str | list[dict], answer: str | None = None) -> list[dict]:
 def render(tokenizer, question: str | list[dict], answer: str | None = None, **template_options) -> tuple[str, str]:
     """Return ``(prompt, completion)`` as the model's chat template writes them.
 
-    The completion ends with the end-of-turn token (nothing after it is to be learnt); it is
-    empty without an answer. Tokenize both with ``add_special_tokens=False``: the template
-    has put the special tokens in. Raises DataError if the template rewrites the prompt.
+    The completion ends with the end-of-turn token, and is empty without an answer. Tokenize both with
+    ``add_special_tokens=False``, because the template has already written the special tokens. If the template changes the
+    prompt when an answer follows, this is a DataError.
     """
     prompt = tokenizer.apply_chat_template(
         chat(question), tokenize=False, add_generation_prompt=True, **template_options
@@ -233,7 +228,7 @@ def render(tokenizer, question: str | list[dict], answer: str | None = None, **t
 
 
 def token_ids(tokenizer, question: str, answer: str, **template_options) -> tuple[list[int], list[int]]:
-    """Return ``render``'s prompt and completion as token ids; one after the other they are the row."""
+    """Return prompt and completion (``render``) as token ids. Training and evaluation both see their concatenation."""
     texts = render(tokenizer, question, answer, **template_options)
     prompt, completion = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
     return prompt, completion

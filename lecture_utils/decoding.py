@@ -1,8 +1,6 @@
-"""A Llama that only writes, and fast: fewer and larger products, and weights of 8 bits if asked.
-
-Writing a token at batch 1 reads every weight once and computes little with it. So time goes
-to memory, by the byte, and to the overhead of many small operations. Both can be cut.
-"""
+"""A Llama for generation only, made fast by fewer and larger matrix products and optional 8-bit weights. To generate a
+token at batch size 1, a model reads every weight once and computes little with it, so that the time goes into reading
+bytes from memory and into the overhead of many small operations. Both can be reduced."""
 
 from dataclasses import dataclass
 
@@ -14,18 +12,13 @@ from lecture_utils.transformer import KVCache, Llama, causal_mask, rope, rotate
 
 
 class Matrix:
-    """A matrix (outputs, inputs) to multiply by: x (..., inputs) to (..., outputs).
-
-    int8: each output's row in 8 bits, its largest weight being 127 (absmax); the products are
-    summed up in the inputs' precision and scaled once. A quarter of fp32's bytes to read.
-    """
+    """A weight (outputs, inputs) that maps x (..., inputs) to (..., outputs). With ``int8``, each output's row is kept
+    in 8 bits, a quarter of fp32's bytes, and its largest weight becomes 127 (absmax); the products are summed in the
+    precision of the inputs and scaled once."""
 
     def __init__(self, weight: torch.Tensor, dtype: torch.dtype, int8: bool):
-        if int8:
-            self.weight, scale = quantization.absmax_int8(weight)
-            self.scale = scale[:, 0].to(dtype)
-        else:
-            self.weight, self.scale = weight.to(dtype), None
+        self.weight, scale = quantization.absmax_int8(weight) if int8 else (weight.to(dtype), None)
+        self.scale = None if scale is None else scale[:, 0].to(dtype)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self.scale is None:
@@ -40,7 +33,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Block:
-    """The products of a block: queries, keys and values in one, gate and up in one."""
+    """The matrices of a block: queries, keys and values are one product, gate and up another."""
 
     qkv: Matrix
     o: Matrix
@@ -50,15 +43,14 @@ class Block:
 
 
 class Decoder:
-    """Token ids (B, T) to the logits of the last position (B, 1, vocabulary), with caches.
+    """Token ids (B, T) to the logits of the last position (B, 1, vocabulary), with caches for at most ``length``
+    positions.
 
-    Takes the place of ``Llama`` in ``generation.stream``: the same logits in fp32 but for rounding, nearly the same
-    in bf16 or with ``int8`` (whose product is fast with bf16 alone: with fp32 between it is slower than no int8).
-    length: positions there can be.
+    It can take the place of ``Llama`` in ``generation.stream``: the logits are the same up to rounding in fp32, and
+    nearly the same in bf16 or with ``int8``. Use ``int8`` with bf16 only; in fp32 it is slower than without.
     """
 
     def __init__(self, model: Llama, dtype: torch.dtype = torch.float32, int8: bool = False, length: int = 2048):
-
         def matrix(*parts):
             return Matrix(torch.cat([part.weight.detach() for part in parts]), dtype, int8)
 
@@ -74,16 +66,14 @@ class Decoder:
         self.angles = tuple(part.to(dtype) for part in rope(length, self.config.head_width, self.config.theta))
 
     def new_caches(self, batch_size: int, length: int) -> list[KVCache]:
-        """Return one empty cache a layer, with room for ``length`` positions."""
-        c = self.config
-        like = torch.empty(0, dtype=self.dtype)
+        """Return one empty cache per layer, each with room for ``length`` positions."""
+        c, like = self.config, torch.empty(0, dtype=self.dtype)
         return [KVCache(batch_size, c.kv_heads, length, c.head_width, like) for _ in range(c.layers)]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the matrices: what is read for each token."""
-        parts = [m for b in self.blocks for m in (b.qkv, b.o, b.gate_up, b.down)]
-        return sum(m.nbytes for m in (*parts, self.head))
+        """The bytes of the matrices, which are all read for each token."""
+        return self.head.nbytes + sum(m.nbytes for b in self.blocks for m in (b.qkv, b.o, b.gate_up, b.down))
 
     @torch.inference_mode()
     def __call__(self, ids: torch.Tensor, caches: list[KVCache], last_only: bool = True) -> torch.Tensor:
@@ -92,17 +82,16 @@ class Decoder:
         mask = causal_mask(count, start + count) if count > 1 else None
         x = F.embedding(ids, self.embedding).to(self.dtype)
         for block, cache in zip(self.blocks, caches, strict=True):
-            y = block.qkv(F.rms_norm(x, (c.width,), block.norms[0], c.eps))
-            heads = y.unflatten(-1, (-1, c.head_width)).transpose(1, 2)  # (B, H + 2 KV, T, D)
-            turned = rotate(heads[:, : c.heads + c.kv_heads], cos, sin)
-            k, v = cache.add(turned[:, c.heads :], heads[:, c.heads + c.kv_heads :])
-            q = turned[:, : c.heads]
-            if count == 1:  # the heads of a group share keys and values: let them be its queries
+            qkv = block.qkv(F.rms_norm(x, (c.width,), block.norms[0], c.eps))
+            heads = qkv.unflatten(-1, (-1, c.head_width)).transpose(1, 2)  # (B, H + 2 KV, T, D)
+            rotated = rotate(heads[:, : c.heads + c.kv_heads], cos, sin)  # queries and keys in one operation
+            q = rotated[:, : c.heads]
+            k, v = cache.add(rotated[:, c.heads :], heads[:, c.heads + c.kv_heads :])
+            if count == 1:  # the query heads that share a key head can take the places of several positions
                 q = q.reshape(len(q), c.kv_heads, -1, c.head_width)
                 out = F.scaled_dot_product_attention(q, k, v).reshape(len(q), 1, -1)
             else:
-                out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-                out = out.transpose(1, 2).flatten(2)
+                out = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True).transpose(1, 2).flatten(2)
             x = x + block.o(out)
             gate, up = block.gate_up(F.rms_norm(x, (c.width,), block.norms[1], c.eps)).chunk(2, -1)
             x = x + block.down(F.silu(gate) * up)

@@ -1,4 +1,4 @@
-"""Judging answers: does it contain the key, how many words are right, how surprised is the model?"""
+"""Evaluating answers: key accuracy, token F1, ROUGE-L, and the loss of the reference answer."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from lecture_utils.data import contains_key, render, token_ids, words
 
 
 def token_f1(answer: str, reference: str) -> float:
-    """Return the F1 of the words shared by answer and reference (SQuAD's, 1606.05250 section 6.1)."""
+    """Return the token F1 of answer and reference (SQuAD, 1606.05250, section 6.1)."""
     a, b = Counter(words(answer)), Counter(words(reference))
     shared = sum((a & b).values())
     return 2 * shared / (a.total() + b.total()) if shared else 0.0
@@ -35,7 +35,7 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def paired_bootstrap(a, b, draws: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
-    """Return (mean of a - b, low, high): a paired bootstrap's 95 % interval over the items (n,) that both judged."""
+    """Return the mean of a - b over the items and its 95 % interval by a paired bootstrap, (mean, low, high)."""
     import torch
 
     gap = torch.tensor([float(x) - float(y) for x, y in zip(a, b, strict=True)])
@@ -49,10 +49,10 @@ def _batches(rows: list, batch_size: int):
 
 
 def answer_batches(model, rows: list[tuple[list[int], list[int]]], pad: int, batch_size: int):
-    """Yield (places, ids, mask, labels): ``batch_size`` rows at a time, those alike in length together.
+    """Yield (positions in ``rows``, input ids, attention mask, labels) of batches with rows of similar length.
 
-    rows: token ids of prompt and answer. places: where each stood in ``rows``. ids, mask, labels: (batch,
-    time), padded on the right and where the model is; labels are -100 but on the answers' tokens.
+    rows: token ids of prompt and answer. Ids, mask and labels are (batch, time), padded on the right and on the model's
+    device. Labels are -100 except on the tokens of the answers.
     """
     import torch
 
@@ -66,9 +66,9 @@ def answer_batches(model, rows: list[tuple[list[int], list[int]]], pad: int, bat
 
 
 def answer_log_probabilities(model, tokenizer, pairs, batch_size: int = 10, **template_options) -> list:
-    """Return the log-probabilities in nats of each answer's tokens (and its end), a tensor (tokens,) for each pair.
+    """Return the log-probabilities in nats of each answer's tokens, including its end, as one tensor (tokens,) per pair.
 
-    pairs: rows with ``question`` and ``answer``. Only the answers' positions go through the output head.
+    pairs: rows with ``question`` and ``answer``.
     """
     import torch
 
@@ -84,21 +84,18 @@ def answer_log_probabilities(model, tokenizer, pairs, batch_size: int = 10, **te
 
 
 def answer_loss(model, tokenizer, pairs, batch_size: int = 10, **template_options) -> float:
-    """Return the mean loss in nats per answer token (the end-of-turn token included).
-
-    pairs: rows with ``question`` and ``answer``. exp of it is the answers' perplexity.
-    """
+    """Return the mean loss in nats per answer token, including the end of the turn. Its exp is the perplexity."""
     import torch
 
     return -torch.cat(answer_log_probabilities(model, tokenizer, pairs, batch_size, **template_options)).mean().item()
 
 
 def completion_losses(model, ids, attention_mask, labels):
-    """Return (cross-entropy in nats, is it counted), both (batch, columns), of the labelled positions alone.
+    """Return the cross-entropy in nats of the labelled positions, and which of them count, both (batch, columns).
 
-    ids, attention_mask, labels: (batch, time); -100 in labels is not counted. The output
-    head, a matrix of vocabulary x width, runs only on the columns of time in which some row
-    has a label: on short answers after longer prompts that is less than half the work.
+    ids, attention_mask, labels: (batch, time); labels of -100 do not count. The output head, a matrix of size vocabulary
+    times width, runs only on the columns in which some row has a label. With short answers after longer prompts this
+    more than halves the work.
     """
     import torch
 
@@ -111,17 +108,17 @@ def completion_losses(model, ids, attention_mask, labels):
 
 
 def completion_loss(model, ids, attention_mask, labels):
-    """Return (summed cross-entropy, number of tokens) over the labelled positions, see ``completion_losses``."""
+    """Return the summed cross-entropy of the labelled positions and their number (see ``completion_losses``)."""
     losses, counted = completion_losses(model, ids, attention_mask, labels)
     return losses.sum(), int(counted.sum())
 
 
 def prefill_shared_prefix(model, rows: list[list[int]], pad: int, least: int = 64):
-    """Return ``(ids, mask, cache)``: texts of different lengths as one batch, for a model that reads on from ``cache``.
+    """Return ``(ids, attention mask, cache)`` of a batch of prompts whose common prefix has been read once for all.
 
-    rows: token ids of each text. What all begin with, if it is at least ``least`` tokens, is read once,
-    here, for all of them; the rest is padded on its left, so that every text ends in the last column.
-    ids, mask: (rows, longest), the shared tokens in front. cache: of the shared tokens, or None.
+    rows: token ids of each prompt. A common prefix of at least ``least`` tokens is read here, and ``cache`` holds its keys
+    and values (else None). ids, attention mask: (rows, longest). The prefix comes first and the rest is padded on its
+    left, so that every prompt ends in the last column.
     """
     import torch
 
@@ -148,9 +145,9 @@ def complete(
     model, tokenizer, texts: list[str], max_new_tokens: int = 32, batch_size: int = 35, temperature: float = 0.0,
     processor=None,
 ) -> list[str]:  # fmt: skip
-    """Return what the model writes after each text, in their order: greedy, or sampled at a temperature above 0.
+    """Return the model's continuation of each text: greedy, or sampled if the temperature is above 0.
 
-    processor: makes a transformers ``LogitsProcessor`` for each batch.
+    processor: a function that makes a transformers ``LogitsProcessor`` for each batch.
     """
     import torch
 
@@ -179,8 +176,7 @@ def generate_answers(
     model, tokenizer, questions, max_new_tokens: int = 32, batch_size: int = 35, temperature: float = 0.0,
     processor=None, **template_options,
 ) -> list[str]:  # fmt: skip
-    """Return the model's answers to ``questions`` (texts or conversations), in their order, as ``complete`` writes
-    them."""
+    """Return the model's answers to ``questions`` (texts or conversations); see ``complete`` for the arguments."""
     assert not isinstance(questions, str), "give a list of questions"
     prompts = [render(tokenizer, question, **template_options)[0] for question in questions]
     written = complete(model, tokenizer, prompts, max_new_tokens, batch_size, temperature, processor)
@@ -189,7 +185,7 @@ def generate_answers(
 
 @dataclass
 class Report:
-    """What an evaluation found; ``str()`` is one line."""
+    """The result of an evaluation. ``str()`` gives one line."""
 
     loss: float  # nats per answer token
     f1: float
@@ -212,8 +208,8 @@ class Report:
 
 
 def evaluate(model, tokenizer, pairs, **template_options) -> Report:
-    """Answer every question of ``pairs`` (question, answer, key) greedily and judge. The model
-    is put into eval mode: with dropout on, the answers would be noise."""
+    """Answer every question of ``pairs`` (question, answer, key) greedily and evaluate the answers. The model is put into
+    eval mode, because dropout would disturb generation."""
     pairs = list(pairs)
     model.eval()
     answers = generate_answers(model, tokenizer, [p["question"] for p in pairs], **template_options)

@@ -9,12 +9,9 @@ from lecture_utils.quantization import Linear4bit
 
 
 class LoRALinear(nn.Module):
-    """A linear layer with an adapter beside it: maps (..., inputs) to (..., outputs).
-
-    base: the frozen layer; an ``nn.Linear``, or anything with ``weight`` (outputs, inputs)
-    such as ``quantization.Linear4bit``. A (rank, inputs) starts random, B (outputs, rank)
-    at zero, so that the layer's output is unchanged at first.
-    """
+    """A frozen linear layer ``base`` with an adapter beside it, which maps (..., inputs) to (..., outputs). The base is
+    an ``nn.Linear`` or another layer with a ``weight`` (outputs, inputs), such as ``Linear4bit``. A (rank, inputs) is
+    random at first and B (outputs, rank) is zero, so that the output is still that of the base."""
 
     def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float = 0.0):
         super().__init__()
@@ -39,39 +36,31 @@ class LoRALinear(nn.Module):
         """Return the update of the weight, (alpha / r) B A, (outputs, inputs)."""
         return self.scale * (self.B @ self.A)
 
-    @torch.no_grad()
     def merge(self) -> None:
-        """Add the update to the base weight: same outputs, no more cost."""
+        """Add the update to the base weight: the outputs stay the same, and the adapter costs nothing any more."""
         self._add(1, merged=True)
 
-    @torch.no_grad()
     def unmerge(self) -> None:
-        """Take the update off the base weight again (exact up to rounding)."""
+        """Subtract the update from the base weight again, which restores it up to rounding."""
         self._add(-1, merged=False)
 
+    @torch.no_grad()
     def _add(self, sign: int, merged: bool) -> None:
-        assert isinstance(self.base.weight, nn.Parameter), "a 4-bit weight cannot be added to: dequantize it first"
+        assert isinstance(self.base.weight, nn.Parameter), "a 4-bit weight cannot be updated: dequantize it first"
         if self.merged != merged:
             self.base.weight += sign * self.delta().to(self.base.weight.dtype)
             self.merged = merged
 
 
 def add_adapters(model: nn.Module, targets: tuple[str, ...], rank: int, alpha: float, dropout: float = 0.0) -> int:
-    """Freeze a model and put an adapter on each linear layer whose last name is one of ``targets``.
-
-    Changes the model in place and returns the number of adapters. Raises ValueError where
-    nothing matches, the rank is below 1 or the model has adapters already, TypeError for targets as one
-    string or a rank that is no whole number.
-    """
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if name.rsplit(".", 1)[-1] in targets and isinstance(module, nn.Linear | Linear4bit)
-    ]
+    """Freeze a model, add an adapter to each linear layer whose last name is one of ``targets`` (in place), and return
+    the number of adapters."""
+    linear = nn.Linear | Linear4bit
+    found = [(n, m) for n, m in model.named_modules() if n.split(".")[-1] in targets and isinstance(m, linear)]
     if not found:
-        raise ValueError(f"No linear layer is named one of {targets}.")
+        raise ValueError(f"No linear layer has one of the names {targets}.")
     model.requires_grad_(False)
     for name, module in found:
-        parent = model.get_submodule(name.rpartition(".")[0])
-        setattr(parent, name.rpartition(".")[2], LoRALinear(module, rank, alpha, dropout))
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, LoRALinear(module, rank, alpha, dropout))
     return len(found)

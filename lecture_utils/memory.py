@@ -1,48 +1,25 @@
-"""What finetuning takes in memory, from the shapes of a model (no weights needed).
-
-GB = 10^9 bytes. Everything here is arithmetic; only ``activations`` is an estimate, held
-against measured runs in notebook 06.
-"""
+"""The memory that finetuning needs, computed from the shapes of a model without its weights; GB = 10^9 bytes. Only
+``activations`` is an estimate, which notebook 06 compares with measured runs."""
 
 import dataclasses
 
 from lecture_utils.registry import card, choose
 from lecture_utils.shapes import Shape
 
-LLAMA = {  # LLaMA (65B, 2302.13971 Table 2) and Llama 2 (2307.09288 Table 1) by their names
+LLAMA = {  # the sizes of LLaMA (65B, 2302.13971, table 2) and Llama 2 (2307.09288, table 1)
     "7B": card("llama-2-7b-chat").shape,
-    "13B": Shape(
-        vocabulary=32_000,
-        width=5_120,
-        feed_forward=13_824,
-        layers=40,
-        heads=40,
-        kv_heads=40,
-        head_width=128,
-        tied=False,
-    ),  # fmt: skip
-    "65B": Shape(
-        vocabulary=32_000,
-        width=8_192,
-        feed_forward=22_016,
-        layers=80,
-        heads=64,
-        kv_heads=64,
-        head_width=128,
-        tied=False,
-    ),  # fmt: skip
-    "70B": Shape(
-        vocabulary=32_000, width=8_192, feed_forward=28_672, layers=80, heads=64, kv_heads=8, head_width=128, tied=False
-    ),
+    "13B": Shape(32_000, width=5120, feed_forward=13_824, layers=40, heads=40, kv_heads=40, head_width=128, tied=False),
+    "65B": Shape(32_000, width=8192, feed_forward=22_016, layers=80, heads=64, kv_heads=64, head_width=128, tied=False),
+    "70B": Shape(32_000, width=8192, feed_forward=28_672, layers=80, heads=64, kv_heads=8, head_width=128, tied=False),
 }
-# Bytes a parameter in full finetuning, activations not counted:
+# Bytes per parameter in full finetuning, without activations:
 FULL_12 = 2 + 2 + 8  # 16-bit weights and gradients, two fp32 Adam moments
-FULL_16 = 4 + 4 + 8  # the same in fp32; or 16 bit with an fp32 copy of the weights
+FULL_16 = 4 + 4 + 8  # the same in fp32, or in 16 bits with an fp32 copy of the weights
 ACTIVATION_FACTOR = 1.65  # measured / counted; notebook 06 fits it on three runs and tests it on six
 
 
 def bits_per_parameter(block: int = 64, double: bool = False) -> float:
-    """Return the bits that a 4-bit parameter takes with its share of the scales (4.5, or 4.127)."""
+    """Return the bits of a 4-bit parameter with its share of the scales: 4.5, or 4.127 with double quantization."""
     return 4 + (8 / block + 32 / (block * 256) if double else 32 / block)
 
 
@@ -51,21 +28,18 @@ NF4_DQ_BITS = bits_per_parameter(double=True)
 
 
 def lora_parameters(shape: Shape, rank: int, targets: str | tuple[str, ...] = "all-linear") -> int:
-    """Return how many parameters LoRA adds: rank x (inputs + outputs) a matrix (2106.09685 section 4).
-
-    targets: ``"all-linear"`` or names such as ``("q_proj", "v_proj")``.
-    """
+    """Return how many parameters LoRA adds, rank x (inputs + outputs) for each matrix (2106.09685, section 4), where
+    ``targets`` is ``"all-linear"`` or names such as ``("q_proj", "v_proj")``."""
     matrices = shape.linear_layers()
     wanted = tuple(matrices) if targets == "all-linear" else targets
     return shape.layers * sum(rank * sum(matrices[name]) for name in wanted)
 
 
 def weight_bytes(shape: Shape, quantization: str | None, double_quant: bool = True, other_bytes: int = 2) -> float:
-    """Return the bytes of the weights: the blocks' matrices in ``quantization`` (None, "nf4", "fp4", "int8"),
-    embeddings, head and norms in ``other_bytes`` each."""
+    """Return the bytes of the weights: the matrices of the blocks in ``quantization`` (None, "nf4", "fp4" or "int8"),
+    and embeddings, head and norms (without quantization, all weights) in ``other_bytes`` per parameter."""
     four = NF4_DQ_BITS if double_quant else NF4_BITS
-    kinds = {None: 8 * other_bytes, "int8": 8, "nf4": four, "fp4": four}
-    bits = choose(kinds, quantization, "quantization")
+    bits = choose({None: 8 * other_bytes, "int8": 8, "nf4": four, "fp4": four}, quantization, "quantization")
     inside = shape.layers * sum(i * o for i, o in shape.linear_layers().values())
     return inside * bits / 8 + (shape.parameters() - inside) * other_bytes
 
@@ -73,12 +47,12 @@ def weight_bytes(shape: Shape, quantization: str | None, double_quant: bool = Tr
 def activations(
     shape: Shape, tokens: int, checkpointing: bool, compute_bytes: int = 2, factor: float = ACTIVATION_FACTOR
 ) -> float:
-    """Estimate the bytes of activations kept for the backward pass of ``tokens`` tokens.
+    """Estimate the bytes of the activations that ``tokens`` tokens keep for the backward pass.
 
-    Counted: a block keeps about 10 vectors of its width and 4 of its feed-forward width a
-    token, the head two fp32 rows of logits; with checkpointing the blocks keep their inputs
-    alone, and one block's activations exist at a time. Attention scores are not counted
-    (short texts). ``factor`` is for what the count leaves out, such as the adapter's own.
+    For each token, a block keeps about 10 vectors of its width and 4 of its feed-forward width, and the head two fp32
+    rows of logits. With checkpointing, the blocks keep only their inputs, and the activations of one block exist at a
+    time. Attention scores are not counted because the texts are short. ``factor`` covers what the count leaves out,
+    such as the activations of the adapter.
     """
     block = tokens * compute_bytes * (10 * shape.width + 4 * shape.feed_forward)
     logits = tokens * 2 * 4 * shape.vocabulary
@@ -88,28 +62,24 @@ def activations(
 
 
 def finetuning_bytes(shape: Shape, trained: int, tokens: int, quantization: str | None = None) -> float:
-    """Return the bytes of finetuning on batches of ``tokens`` tokens, without checkpointing.
-
-    trained: parameters that learn, at 16 bytes each. All of them: full finetuning in fp32;
-    fewer: an adapter beside frozen weights, in 16 bits or ``quantization``.
-    """
+    """Return the bytes of finetuning ``trained`` parameters, 16 bytes each, on batches of ``tokens`` tokens without
+    checkpointing. If these are all parameters, it is full finetuning in fp32; if fewer, they are an adapter beside
+    frozen weights in 16 bits or ``quantization``."""
     full = trained >= shape.parameters()
     frozen = 0 if full else weight_bytes(shape, quantization)
     return frozen + FULL_16 * trained + activations(shape, tokens, False, 4 if full else 2)
 
 
 def budget(recipe, tokens_per_row: int = 64) -> list[dict]:
-    """Return the parts of a recipe's memory as rows for ``plotting.table``, the sum last."""
+    """Return the parts of a recipe's memory as rows for ``plotting.table``, with the sum in the last row."""
     shape = card(recipe.model).shape
-    adapted = dataclasses.replace(shape, layers=shape.layers - recipe.first_layer)  # backward ends there
+    adapted = dataclasses.replace(shape, layers=shape.layers - recipe.first_layer)  # the backward pass ends there
     adapter = lora_parameters(adapted, recipe.rank, recipe.target_modules)
+    kept = activations(adapted, recipe.batch_size * tokens_per_row, recipe.gradient_checkpointing)
     parts = {
         f"weights ({recipe.quantization or '16 bit'})": weight_bytes(shape, recipe.quantization, recipe.double_quant),
         f"adapter, fp32 ({adapter:,} parameters)": 4 * adapter,
         "its gradients and two Adam moments, fp32": 12 * adapter,
-        f"activations, estimated ({recipe.batch_size} x {tokens_per_row} tokens)": activations(
-            adapted, recipe.batch_size * tokens_per_row, recipe.gradient_checkpointing
-        ),
+        f"activations, estimated ({recipe.batch_size} x {tokens_per_row} tokens)": kept,
     }
-    rows = [{"part": name, "GB": round(size / 1e9, 2)} for name, size in parts.items()]
-    return rows + [{"part": "sum", "GB": round(sum(parts.values()) / 1e9, 2)}]
+    return [{"part": name, "GB": round(n / 1e9, 2)} for name, n in [*parts.items(), ("sum", sum(parts.values()))]]

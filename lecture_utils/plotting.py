@@ -1,4 +1,4 @@
-"""Figures and tables that read the same in light and dark, in a slide and in a screen reader."""
+"""Figures and tables that are readable in light and dark themes, on slides and with a screen reader."""
 
 import html
 import inspect
@@ -6,16 +6,13 @@ import io
 import json
 import re
 
-# Okabe and Ito's palette: told apart by readers with any common colour blindness.
-BLUE, ORANGE, GREEN, RED, SKY, PINK = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7",
-)  # fmt: skip
+# The palette of Okabe and Ito, whose colours readers with any common form of colour blindness can tell apart.
+PALETTE = BLUE, ORANGE, GREEN, RED, SKY, PINK = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
 GREY = "#666666"
-PALETTE = (BLUE, ORANGE, GREEN, RED, SKY, PINK)
 
 
 def figure(width: float = 7.0, height: float = 3.2, columns: int = 1, rows: int = 1, **options):
-    """Return ``(figure, axes)`` in the lecture's style: opaque white, no top or right spine."""
+    """Return ``(figure, axes)`` in the style of the lecture: opaque white, without the top and right spines."""
     import matplotlib.pyplot as plt
 
     style = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
@@ -26,7 +23,7 @@ def figure(width: float = 7.0, height: float = 3.2, columns: int = 1, rows: int 
 
 
 def box(ax, x: float, y: float, width: float, height: float, text: str, color: str) -> None:
-    """Draw a box of a diagram with its text in the middle, filled lightly and edged in ``color``."""
+    """Draw a box of a diagram with centred text, a light fill and an edge in ``color``."""
     from matplotlib.colors import to_rgba
     from matplotlib.patches import Rectangle
 
@@ -35,41 +32,37 @@ def box(ax, x: float, y: float, width: float, height: float, text: str, color: s
 
 
 def show_figure(fig, alt: str) -> None:
-    """Display a figure as PNG with its alternative text, and close it.
-
-    alt: what the figure shows, in one or two sentences.
-    """
+    """Display a figure as PNG and close it. ``alt`` is its alternative text, one or two sentences on what it shows."""
     import matplotlib.pyplot as plt
-    import PIL.Image  # matplotlib's own dependency
+    import PIL.Image  # a dependency of matplotlib
     from IPython.display import Image, display
 
-    assert alt.strip(), "describe the figure for those who cannot see it"
+    assert alt.strip(), "describe the figure for readers who cannot see it"
     drawn, buffer = io.BytesIO(), io.BytesIO()
     fig.savefig(drawn, format="png", dpi=110, facecolor="white")
     plt.close(fig)
-    # 256 colours of the figure's own: a third of the file, and no difference to be seen
+    # A palette of 256 colours reduces the file to a third, without a visible difference.
     PIL.Image.open(drawn).convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE).save(buffer, "png", optimize=True)
-    # Not Image(alt=…): Colab's IPython 7 does not know that.
+    # IPython 7, which Colab uses, does not support Image(alt=…).
     display(Image(buffer.getvalue()), metadata={"image/png": {"alt": alt}})
 
 
-# All but tab and newline: what colours, deletes or links text in a terminal or a notebook, what turns its
-# direction, and the tags that nobody sees.
+# All control characters except tab and newline, which colour, delete or link text in a terminal or a notebook, those
+# that change the direction of text, and invisible tag characters.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]")
 
 
 def escape_control_characters(text: str) -> str:
-    """Return a text that a model or a stranger wrote with its control characters spelt out: ``\\x1b[31m`` and not red.
-    As they are, they could hide or repaint what stands beside them."""
+    """Return a text with its control characters escaped: ``\\x1b[31m`` is shown instead of turning the text red. A text
+    written by a model or a stranger could otherwise hide or change what is displayed around it."""
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def escape_markdown(text: str) -> str:
-    """Return a text for Markdown that shows it as it is: no mark-up, no HTML, no link, and no picture, whose
-    address would be asked for as soon as the answer is seen."""
-    return re.sub(
-        r"[\\`*_{}\[\]()#+!|<>~&$@:.=-]", lambda match: f"&#{ord(match[0])};", escape_control_characters(text)
-    )
+    """Return a text that Markdown shows unchanged: without markup, HTML or links, and without images, whose addresses
+    would be requested as soon as the text is displayed."""
+    text = escape_control_characters(text)
+    return re.sub(r"[\\`*_{}\[\]()#+!|<>~&$@:.=-]", lambda match: f"&#{ord(match[0])};", text)
 
 
 def _escaped(text) -> str:
@@ -77,19 +70,16 @@ def _escaped(text) -> str:
 
 
 def table(rows: list[dict], caption: str = ""):
-    """Return rows (dicts with the same keys) as an HTML table; every value is escaped, control characters are spelt out.
-
-    Numbers are set right, texts left.
-    """
+    """Return rows (dicts with the same keys) as an HTML table, with numbers aligned right and texts left. Every value
+    is escaped, including its control characters."""
     from IPython.display import HTML
 
     head = list(rows[0])
-    cell = '<td style="text-align:{side};vertical-align:top">{text}</td>'
 
     def render(value):
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-        return cell.format(side="right" if number else "left", text=_escaped(text).replace("\n", "<br>"))
+        text = _escaped(f"{value:,}" if number and isinstance(value, int) else value).replace("\n", "<br>")
+        return f'<td style="text-align:{"right" if number else "left"};vertical-align:top">{text}</td>'
 
     lines = [f"<caption>{_escaped(caption)}</caption>"] if caption else []
     lines.append("<tr>" + "".join(f'<th style="text-align:left">{_escaped(h)}</th>' for h in head) + "</tr>")
@@ -98,11 +88,9 @@ def table(rows: list[dict], caption: str = ""):
 
 
 def slider(name: str, frames: dict[str, list[tuple[str, float]]], start: int = 0):
-    """Return HTML with a slider that moves through ``frames``: value -> bars, each (label, share of 1).
-
-    No widget and no kernel stands behind it, so that it works in slides and exported pages too; where scripts are
-    off, the frame ``start`` is seen. The arrow keys move it, in JupyterLab too, and a screen reader says the value.
-    """
+    """Return HTML with a slider that moves through ``frames``, which maps each value to its bars (label, share of 1).
+    It needs neither a widget nor a kernel, so that it also works in slides and exported pages. Without scripts the
+    frame ``start`` is shown. The arrow keys move it, also in JupyterLab, and a screen reader reads the value."""
     from IPython.display import HTML
 
     bar = (
@@ -121,18 +109,16 @@ def slider(name: str, frames: dict[str, list[tuple[str, float]]], start: int = 0
         "all.querySelectorAll('[data-frame]').forEach((f,n)=>{f.hidden=n!=i});"
         "var t=JSON.parse(this.dataset.labels)[i];this.ariaValueText=t;all.querySelector('output').textContent=t"
     )
-    # data-lm-…: without it JupyterLab takes the arrow keys for itself
+    # Without data-lm-suppress-shortcuts JupyterLab would intercept the arrow keys.
     return HTML(
         f'<div><div><label>{_escaped(name)} <input type="range" min="0" max="{len(frames) - 1}" value="{start}" '
         f'aria-valuetext="{value}" data-lm-suppress-shortcuts="true" data-labels="{labels}" oninput="{move}"></label> '
-        f"<output>{value}</output></div>"
-        f"{''.join(shown)}</div>"
+        f"<output>{value}</output></div>{''.join(shown)}</div>"
     )
 
 
 def show(thing) -> None:
-    """Display the source of one of the lecture's functions, classes or modules, highlighted. Raises TypeError
-    for a thing that has no source in Python."""
+    """Display the source of one of the lecture's functions, classes or modules with syntax highlighting."""
     from IPython.display import HTML, display
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
@@ -141,5 +127,5 @@ def show(thing) -> None:
     try:
         source = inspect.getsource(thing)
     except (TypeError, OSError):
-        raise TypeError(f"thing={thing!r} has no source in Python: give a function, class or module.") from None
+        raise TypeError(f"{thing!r} has no Python source. Pass a function, a class or a module.") from None
     display(HTML(highlight(source, PythonLexer(), HtmlFormatter(noclasses=True, nobackground=True))))

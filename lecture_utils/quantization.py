@@ -1,9 +1,8 @@
-"""Few bits a number: absmax int8, NF4 and FP4, packing, double quantization.
+"""Numbers of few bits: absmax int8, NF4 and FP4, packing, and double quantization, in readable code for a CPU.
 
-Written to be read beside notebook 07, on a CPU. Four-bit codes, bytes and values equal
-bitsandbytes' bit for bit (the tests hold them to it); its 8-bit scales come from a coarse
-look-up table, which takes the neighbouring level for some values almost half way between. Sources: Dettmers et al., LLM.int8() (2208.07339, section 2) and QLoRA
-(2305.14314, section 3).
+Sources: Dettmers et al., LLM.int8() (2208.07339, section 2) and QLoRA (2305.14314, section 3). Four-bit codes, bytes
+and values equal those of bitsandbytes bit for bit, which the tests check. Its 8-bit scales come from a coarse look-up
+table, which returns the neighbouring level for some values that lie almost half way between two levels.
 """
 
 from dataclasses import dataclass
@@ -11,29 +10,26 @@ from statistics import NormalDist
 
 import torch
 
-from lecture_utils.memory import bits_per_parameter  # noqa: F401  (part of this subject; defined once)
+from lecture_utils.memory import bits_per_parameter  # noqa: F401  (part of this subject, but defined only once)
 
-TINY = 1e-38  # a block of zeros is divided by this
+TINY = 1e-38  # the divisor of a block of zeros
 
 
 def absmax_int8(x: torch.Tensor, dim: int = -1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ``(q, scale)``: x is about q * scale, q int8 in -127 … 127, one scale a row of ``dim``.
-
-    x: any shape.
-    """
-    assert x.isfinite().all()  # one infinity or NaN would spoil its whole block
+    """Return ``(q, scale)`` so that q * scale approximates x (any shape): q is int8 from -127 to 127, and ``scale`` has
+    size 1 along ``dim``."""
+    assert x.isfinite().all()  # a single infinity or NaN would spoil its whole row
     scale = x.float().abs().amax(dim, keepdim=True).clamp(min=TINY) / 127
     return (x.float() / scale).round().to(torch.int8), scale
 
 
 def nf4_levels() -> torch.Tensor:
-    """Return NF4's 16 levels, ascending, float32, from the quantiles of a normal distribution.
+    """Return the 16 levels of NF4, ascending, float32: quantiles of a normal distribution.
 
-    Eight positive and seven negative levels stand at evenly spaced *probabilities*, zero is
-    added, and all are divided by the greatest, so that they end at -1 and 1 (after 2305.14314,
-    equation 4; as the authors' code does, with quantiles themselves and not their means). The
-    outermost probability, 0.9677083 in that code, is 1 - (1/32 + 1/30) / 2: half a step is left out,
-    averaged over 16 and 15 steps.
+    Eight positive and seven negative quantiles at evenly spaced *probabilities*, and zero, are divided by the largest,
+    so that the levels range from -1 to 1. Equation 4 of 2305.14314 averages neighbouring quantiles; the authors' code,
+    which we follow, takes the quantiles themselves. Its outermost probability, 0.9677083, is 1 - (1/32 + 1/30) / 2: it
+    leaves out half a step, averaged over 16 and 15 steps.
     """
     outer, quantile = 0.9677083, NormalDist().inv_cdf
     positive = [quantile(p) for p in torch.linspace(outer, 0.5, 9).tolist()[:-1]]
@@ -43,8 +39,8 @@ def nf4_levels() -> torch.Tensor:
 
 
 def fp4_levels() -> torch.Tensor:
-    """Return bitsandbytes' FP4 in the order of its codes (not ascending), float32: one sign
-    bit, two exponent bits, one fraction bit; the exponent counts in an order of its own."""
+    """Return the levels of bitsandbytes' FP4, float32, in the order of its codes, which is not ascending: one sign bit,
+    two exponent bits (whose codes do not count upwards) and one fraction bit."""
     magnitudes = torch.tensor([0, 0.0625, 8, 12, 4, 6, 2, 3]) / 12
     return torch.cat([magnitudes, -magnitudes])
 
@@ -55,16 +51,13 @@ def uniform_levels(bits: int = 4) -> torch.Tensor:
 
 
 def int4_levels() -> torch.Tensor:
-    """Return -7/7 … 7/7, ascending, float32: 15 levels, symmetric around an exact zero."""
+    """Return the 15 levels -7/7 … 7/7, ascending, float32, which are symmetric and contain zero."""
     return torch.arange(-7, 8) / 7
 
 
 def dynamic_levels() -> torch.Tensor:
-    """Return the 256 levels of bitsandbytes' signed *dynamic* 8-bit type, ascending, float32.
-
-    Seven decades, from 10^-7 to 1, with 1, 2, 4 ... 64 levels of each sign, in the middle of
-    evenly spaced intervals (Dettmers 2015, 1511.04561).
-    """
+    """Return the 256 levels of bitsandbytes' signed *dynamic* 8-bit type, ascending, float32: 0, 1, and for each
+    sign the middles of 1, 2, 4 ... 64 equal intervals in seven decades from 10^-7 to 1 (Dettmers 2015, 1511.04561)."""
     levels = [0.0, 1.0]
     for decade in range(7):
         edges = torch.linspace(0.1, 1, 2**decade + 1)
@@ -75,22 +68,21 @@ def dynamic_levels() -> torch.Tensor:
 
 
 def nearest(x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """Return the index of the level nearest to each value (uint8, shape of x)."""
-    order = levels.argsort()
-    ascending = levels[order]
+    """Return the index of the level nearest to each value (uint8, the shape of x)."""
+    ascending, order = levels.sort()
     middles = (ascending[:-1] + ascending[1:]) / 2
     return order[torch.bucketize(x, middles)].to(torch.uint8)
 
 
 def _blocks(x: torch.Tensor, block_size: int) -> torch.Tensor:
-    """Return the values as rows of ``block_size``, the last filled up with zeros."""
+    """Return the values in rows of ``block_size``, the last one padded with zeros."""
     flat = x.reshape(-1).float()
     return torch.nn.functional.pad(flat, (0, -flat.numel() % block_size)).view(-1, block_size)
 
 
 def pack(codes: torch.Tensor) -> torch.Tensor:
-    """Return two 4-bit codes a byte, the first in the high half; (n,) uint8 -> (ceil(n / 2),)."""
-    assert (codes <= 15).all()  # more would spill into the neighbour
+    """Pack two 4-bit codes into each byte, the first in the high half: (n,) uint8 to (ceil(n / 2),) uint8."""
+    assert (codes <= 15).all()  # a larger code would change its neighbour
     even = torch.nn.functional.pad(codes.reshape(-1), (0, codes.numel() % 2))
     return (even[::2] << 4) | even[1::2]
 
@@ -102,10 +94,10 @@ def unpack(packed: torch.Tensor, n: int) -> torch.Tensor:
 
 @dataclass
 class Quantized4bit:
-    """A tensor in four bits: packed codes and one scale a block."""
+    """A tensor of n numbers in four bits: packed codes and one scale per block."""
 
     packed: torch.Tensor  # (ceil(n / 2),) uint8
-    absmax: torch.Tensor  # (blocks,) float32, the greatest magnitude of each block
+    absmax: torch.Tensor  # (blocks,) float32, the largest magnitude in each block
     levels: torch.Tensor  # (16,) float32
     shape: torch.Size
     block_size: int
@@ -113,24 +105,20 @@ class Quantized4bit:
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Return level * absmax in the tensor's shape."""
         n = self.shape.numel()
-        values = self.levels[unpack(self.packed, n).long()]
-        rows = _blocks(values, self.block_size) * self.absmax[:, None]
+        rows = _blocks(self.levels[unpack(self.packed, n).long()], self.block_size) * self.absmax[:, None]
         return rows.reshape(-1)[:n].view(self.shape).to(dtype)
 
 
 def quantize_4bit(x: torch.Tensor, levels: torch.Tensor | None = None, block_size: int = 64) -> Quantized4bit:
-    """Quantize block by block: divide by the block's greatest magnitude, take the nearest level.
-
-    x: any shape; levels: at most 16 values in -1 … 1, default NF4's; block: values a
-    scale, even.
-    """
+    """Quantize x (any shape) in blocks of ``block_size`` values (even): divide each block by its largest magnitude and
+    take the nearest of ``levels``, at most 16 values from -1 to 1, by default NF4's."""
     levels = nf4_levels() if levels is None else levels
     if not x.isfinite().all():
-        raise ValueError("x holds an infinity or NaN: one such value would spoil its whole block.")
+        raise ValueError("x contains an infinity or NaN, which would spoil its whole block.")
     rows = _blocks(x, block_size)
     absmax = rows.abs().amax(1)
     scaled = (rows * (1 / absmax.clamp(min=TINY))[:, None]).clamp(-1, 1)
-    codes = nearest(scaled, levels).reshape(-1)[: x.numel() + x.numel() % 2]  # filled up with zero's code
+    codes = nearest(scaled, levels).reshape(-1)[: x.numel() + x.numel() % 2]  # padded with the code of zero
     return Quantized4bit(pack(codes), absmax, levels, x.shape, block_size)
 
 
@@ -140,7 +128,7 @@ class Scales8bit:
 
     codes: torch.Tensor  # (blocks,) uint8
     absmax: torch.Tensor  # (ceil(blocks / 256),) float32
-    offset: torch.Tensor  # () float32: scales are positive; their mean is taken off first
+    offset: torch.Tensor  # () float32, the mean, which is subtracted first because scales are positive
 
     def dequantize(self) -> torch.Tensor:
         """Return the scales, (blocks,) float32."""
@@ -149,7 +137,7 @@ class Scales8bit:
 
 
 def double_quantize(absmax: torch.Tensor) -> Scales8bit:
-    """Quantize (blocks,) float32 scales to eight bits, 256 to a second-level scale (2305.14314, section 3)."""
+    """Quantize (blocks,) float32 scales to eight bits, with one second-level scale for 256 (2305.14314, section 3)."""
     offset = absmax.mean()
     rows = _blocks(absmax - offset, 256)
     scale = rows.abs().amax(1)
@@ -158,23 +146,21 @@ def double_quantize(absmax: torch.Tensor) -> Scales8bit:
 
 
 class _Product(torch.autograd.Function):
-    """x @ W.T with W dequantized for the product, and again for the gradient of x."""
+    """x @ W.T, where W is dequantized for the product and again for the gradient of x instead of being stored."""
 
     @staticmethod
     def forward(ctx, x, weight):
-        ctx.weight = weight
+        ctx.weight = weight  # the 4-bit codes
         return x @ weight.dequantize(x.dtype).T
 
     @staticmethod
-    def backward(ctx, gradient):  # W is frozen: only x gets one
-        return gradient @ ctx.weight.dequantize(gradient.dtype), None
+    def backward(ctx, grad_output):  # W is frozen, so only x gets a gradient
+        return grad_output @ ctx.weight.dequantize(grad_output.dtype), None
 
 
 class Linear4bit(torch.nn.Module):
-    """A frozen linear layer whose weight is kept in four bits (QLoRA's base layer, equation 5).
-
-    weight: (outputs, inputs). Maps (..., inputs) to (..., outputs), in the dtype of its input.
-    """
+    """A frozen linear layer with its weight (outputs, inputs) in four bits (QLoRA's base layer, equation 5). It maps
+    (..., inputs) to (..., outputs) in the dtype of its input."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, **settings):
         super().__init__()

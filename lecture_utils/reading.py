@@ -1,4 +1,4 @@
-"""From retrieved passages to an answer: the prompt, the quotation, its source, and data that teach a model to read."""
+"""From retrieved passages to an answer: prompt, extracted sentences, source, and training data for a reader."""
 
 import random
 import re
@@ -12,13 +12,13 @@ TEMPLATE_MARKS = re.compile(r"<\|([^|<>]*)\|>|\[(/?INST)\]|<<(/?SYS)>>|<(/?s)>",
 
 
 def escape_chat_markers(text: str) -> str:
-    """Return a document's text with the marks of chat templates taken apart (``<|im_end|>`` is ``< im_end >``):
-    tokenized as they are, they would end the user's turn and let the document begin one of its own."""
+    """Return a text in which the markers of chat templates are broken up (``<|im_end|>`` becomes ``< im_end >``). As
+    special tokens, they would let a document end the user's turn and begin another one."""
     return TEMPLATE_MARKS.sub(lambda match: f"< {next(g for g in match.groups() if g is not None)} >", text)
 
 
 def rag_prompt(question: str, chunks: Sequence[Chunk]) -> str:
-    """Return what a chat model is asked: the passages, defused, then the question."""
+    """Return the prompt for a chat model: the passages, with chat markers escaped, and then the question."""
     passages = "\n\n".join(escape_chat_markers(piece.titled) for piece in chunks)
     return f"{passages}\n\nUsing only the text above, answer in one short sentence: {question}"
 
@@ -29,22 +29,21 @@ def sentences(text: str) -> list[str]:
 
 
 def extract_sentences(embed: Embedder, question, chunks: Sequence[Chunk], k: int = 2) -> str:
-    """Return the ``k`` sentences of the chunks that are nearest to the question's vector (width,), in their
-    order: the answer of a reader that writes nothing of its own."""
+    """Return the ``k`` sentences of the chunks that are nearest to the question's vector (width,), in their original
+    order. This is an extractive reader, which writes nothing itself."""
     pieces = [sentence for piece in chunks for sentence in sentences(piece.text)]
     best = ranking(embed(pieces) @ question, k)
     return " … ".join(pieces[i] for i in sorted(best))
 
 
 def support(answer: str, question: str, text: str, idf: dict[str, float]) -> float:
-    """Return how much of what an answer says beyond its question stands in ``text``: the share of its
-    terms, weighted by ``idf``, 0 to 1. An answer that adds nothing to its question has 0: there is nothing
-    to support."""
+    """Return the idf-weighted share (0 to 1) of an answer's new terms, those not in the question, that occur in ``text``.
+    An answer without new terms has a support of 0."""
     return idf_overlap(set(terms(answer)) - set(terms(question)), set(terms(text)), idf)
 
 
 def attribute_answer(answer: str, question: str, chunks: Sequence[Chunk], idf: dict[str, float]) -> tuple[int, float]:
-    """Return (position of the chunk that supports the answer best, its support); the first of equals."""
+    """Return the position of the chunk that supports the answer best, and its support."""
     found = [support(answer, question, piece.titled, idf) for piece in chunks]
     best = max(range(len(found)), key=found.__getitem__)
     return best, found[best]
@@ -52,15 +51,13 @@ def attribute_answer(answer: str, question: str, chunks: Sequence[Chunk], idf: d
 
 def replace_key(text: str, key: str, other: str) -> str:
     """Return ``text`` with every ``key``, as a whole word or number and in any case, replaced by ``other``."""
-    whole = rf"(?<!\w)(?<!\d[.,]){re.escape(key)}(?!\w)(?![.,]\d)"
-    return re.sub(whole, lambda _: other, text, flags=re.IGNORECASE)
+    return re.sub(data.whole_word(key), lambda _: other, text, flags=re.IGNORECASE)
 
 
 def false_answer(key: str, keys: Sequence[str], rng: random.Random) -> str:
-    """Return a false answer of the same kind: other digits, or another of the ``keys`` that have none."""
+    """Return a false answer of the same kind: the key with other digits, or another one of ``keys`` without digits."""
     if not re.search(r"\d", key):
-        others = [k for k in keys if k != key and not re.search(r"\d", k)]
-        return rng.choice(others)
+        return rng.choice([k for k in keys if k != key and not re.search(r"\d", k)])
     made = key
     while made == key:
         made = re.sub(r"\d", lambda digit: rng.choice("0123456789" if digit.start() else "123456789"), key)
@@ -68,9 +65,11 @@ def false_answer(key: str, keys: Sequence[str], rng: random.Random) -> str:
 
 
 def reading_pairs(index: Index, rows: Sequence[dict], seed: int = 0) -> list[dict]:
-    """Return pairs that can only be answered by reading: each question under two passages that a search finds,
-    the right one among them, and in the passages and the answer its key replaced by a false one, so that
-    knowing the true one is of no use (entity substitution, Longpre et al. 2021, arXiv:2109.05052)."""
+    """Return pairs that can only be answered by reading (entity substitution, Longpre et al. 2021, arXiv:2109.05052).
+
+    Each question stands below two retrieved passages, one of which answers it. In passages and answer the key is replaced
+    by a false one, so that knowing the true one does not help.
+    """
     rng, keys, pairs = random.Random(seed), sorted({row["key"] for row in rows}), []
     for row in rows:
         right = relevant(index.chunks, row["notebook"], row["heading"], row["key"])

@@ -1,4 +1,4 @@
-"""The recipes of finetuning: what is trained, and how; as PEFT's and TRL's configurations."""
+"""Finetuning recipes: what is trained and how, and the configurations of PEFT and TRL that they stand for."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from lecture_utils.shapes import Shape
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to finetune: a model, an adapter, and how it is trained."""
+    """One way to finetune: the model, its adapter, and the hyperparameters of the training."""
 
     name: str
     model: str = models.LAPTOP_MODEL
@@ -20,7 +20,7 @@ class Recipe:
     alpha: int = 32
     dropout: float = 0.0
     target_modules: str | tuple[str, ...] = "all-linear"
-    first_layer: int = 0  # no adapter below: the backward pass ends there
+    first_layer: int = 0  # lower layers get no adapter, and the backward pass ends at this one
     learning_rate: float = 2e-3
     lr_scheduler_type: str = "cosine"
     warmup_ratio: float = 0.05  # share of the steps
@@ -30,9 +30,9 @@ class Recipe:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     optimizer: str = "adamw_torch_fused"
-    completion_only_loss: bool = True  # is the loss on the answer alone?
-    gradient_checkpointing: bool = False  # recompute activations in the backward pass?
-    max_length: int = 512  # tokens; longer rows are cut
+    completion_only_loss: bool = True  # compute the loss on the answer alone
+    gradient_checkpointing: bool = False  # recompute the activations in the backward pass
+    max_length: int = 512  # tokens; longer rows are truncated
 
     def __post_init__(self):
         runtime.require_positive(
@@ -41,43 +41,22 @@ class Recipe:
 
 
 _LECTURE = Recipe(
-    name="lecture-2023",
-    model="llama-2-7b-chat",
-    double_quant=False,
-    rank=64,
-    dropout=0.1,
-    alpha=16,
-    target_modules=("q_proj", "v_proj"),
-    learning_rate=2e-4,
-    lr_scheduler_type="constant",
-    warmup_ratio=0.0,
-    batch_size=4,
-    weight_decay=0.001,
-    max_grad_norm=0.3,
-    optimizer="paged_adamw_32bit",
-    completion_only_loss=False,
-    gradient_checkpointing=True,
-)
-
-
+    name="lecture-2023", model="llama-2-7b-chat", double_quant=False, completion_only_loss=False,
+    rank=64, alpha=16, dropout=0.1, target_modules=("q_proj", "v_proj"),
+    learning_rate=2e-4, lr_scheduler_type="constant", warmup_ratio=0.0, weight_decay=0.001, max_grad_norm=0.3,
+    batch_size=4, optimizer="paged_adamw_32bit", gradient_checkpointing=True,
+)  # fmt: skip
 _GPU = Recipe(
-    name="llama2-7b",
-    model="llama-2-7b-chat",
-    learning_rate=2e-4,
-    optimizer="paged_adamw_32bit",
-    gradient_checkpointing=True,
-    epochs=2.0,
-)
-
-
+    name="llama2-7b", model="llama-2-7b-chat", learning_rate=2e-4, epochs=2.0,
+    optimizer="paged_adamw_32bit", gradient_checkpointing=True,
+)  # fmt: skip
 RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe(name="laptop", batch_size=8, learning_rate=4e-3, epochs=2.0, first_layer=15),
         Recipe(name="laptop-all", batch_size=8, learning_rate=4e-3, epochs=3.0),
-        Recipe(
-            name="manners", quantization=None, batch_size=4, gradient_accumulation_steps=2, first_layer=15
-        ),  # 05's badly brought-up start
+        # The ill-mannered model with which notebook 05 starts
+        Recipe(name="manners", quantization=None, batch_size=4, gradient_accumulation_steps=2, first_layer=15),
         _LECTURE,
         dataclasses.replace(_LECTURE, name="laptop-2023", model=models.LAPTOP_MODEL, gradient_checkpointing=False),
         _GPU,
@@ -87,66 +66,45 @@ RECIPES = {
 
 
 def get_recipe(name: str) -> Recipe:
-    """Return a named recipe."""
+    """Return the recipe of this name."""
     return registry.choose(RECIPES, name, "recipe")
 
 
 def template_options(recipe: Recipe) -> dict:
-    """Return what the model's chat template needs to be told (nothing for a plain folder)."""
+    """Return the keyword arguments of the model's chat template (none for a model in a plain folder)."""
     return dict(registry.REGISTRY[recipe.model].template_options) if recipe.model in registry.REGISTRY else {}
 
 
 def lora_config(recipe: Recipe):
-    """Return PEFT's configuration of the recipe's adapter."""
+    """Return the PEFT configuration of the recipe's adapter."""
     from peft import LoraConfig
 
     layers, targets = None, recipe.target_modules
-    if recipe.first_layer:  # PEFT then wants the matrices by name
-        depth = models.num_layers(recipe.model)
-        layers = list(range(recipe.first_layer, depth))
+    if recipe.first_layer:  # PEFT then requires the matrices by name
+        layers = list(range(recipe.first_layer, models.num_layers(recipe.model)))
         targets = Shape.MATRICES if targets == "all-linear" else targets
     return LoraConfig(
-        r=recipe.rank,
-        lora_alpha=recipe.alpha,
-        lora_dropout=recipe.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        layers_to_transform=layers,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
+        r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout, bias="none", task_type="CAUSAL_LM",
+        target_modules=targets if isinstance(targets, str) else list(targets), layers_to_transform=layers,
+    )  # fmt: skip
 
 
 def training_arguments(recipe: Recipe, folder: Path | str, **overrides):
-    """Return TRL's SFTConfig of a recipe; ``overrides`` are SFTConfig's own arguments."""
+    """Return the recipe's SFTConfig of TRL; ``overrides`` are further arguments of SFTConfig and take precedence."""
     import torch
     from trl import SFTConfig
 
     cuda, dtype = runtime.device() == "cuda", runtime.compute_dtype()
     arguments = dict(
-        output_dir=str(folder),
-        num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type=recipe.lr_scheduler_type,
-        warmup_steps=recipe.warmup_ratio,
-        optim=recipe.optimizer if cuda else "adamw_torch_fused",
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        completion_only_loss=recipe.completion_only_loss,
-        train_sampling_strategy="group_by_length",
-        max_length=recipe.max_length,
-        gradient_checkpointing=recipe.gradient_checkpointing,
-        fp16=dtype == torch.float16,
-        bf16=dtype == torch.bfloat16,
-        use_cpu=not cuda,
-        dataloader_pin_memory=cuda,
-        logging_steps=25,
-        save_strategy="steps",
-        save_steps=50,
-        save_total_limit=1,
-        report_to="none",
-        disable_tqdm=False,  # the default follows the logging level
-        seed=0,
-    )
+        output_dir=str(folder), seed=0, num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size, train_sampling_strategy="group_by_length",
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps, max_length=recipe.max_length,
+        learning_rate=recipe.learning_rate, lr_scheduler_type=recipe.lr_scheduler_type,
+        warmup_steps=recipe.warmup_ratio, weight_decay=recipe.weight_decay, max_grad_norm=recipe.max_grad_norm,
+        optim=recipe.optimizer if cuda else "adamw_torch_fused", completion_only_loss=recipe.completion_only_loss,
+        gradient_checkpointing=recipe.gradient_checkpointing, use_cpu=not cuda, dataloader_pin_memory=cuda,
+        fp16=dtype == torch.float16, bf16=dtype == torch.bfloat16, logging_steps=25, report_to="none",
+        save_strategy="steps", save_steps=50, save_total_limit=1,
+        disable_tqdm=False,  # the default depends on the logging level
+    )  # fmt: skip
     return SFTConfig(**(arguments | overrides))

@@ -1,8 +1,7 @@
 """Retrieval: from a question to the passages that answer it.
 
-Words (BM25), vectors (MiniLM's mean-pooled sentence embeddings), their fusion, reranking by
-query likelihood, a vector database on disk, and what an answer owes to its passages. Notebook 09
-builds each by hand.
+Lexical search (BM25), dense search (mean-pooled MiniLM embeddings), their fusion, and reranking by query likelihood.
+Notebook 09 builds each of them by hand.
 """
 
 import math
@@ -18,17 +17,14 @@ this those to us was we were what when where which who whom whose why will with 
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 
-# Search -------------------------------------------------------------------------------------
-
-
 def terms(text: str) -> list[str]:
-    """Return the words of a text that search goes by: lower case, no stop words, no plural s."""
+    """Return the search terms of a text: its words in lower case, without stop words and plural s."""
     kept = [word for word in data.words(text) if word not in STOP_WORDS]
     return [word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in kept]
 
 
 class BM25:
-    """Lexical search (Robertson, Zaragoza 2009; the weights that Lucene takes)."""
+    """Lexical search with BM25 (Robertson and Zaragoza 2009), with the idf weights of Lucene."""
 
     def __init__(self, texts: Sequence[str], k1: float = 1.5, b: float = 0.75):
         import numpy as np
@@ -48,7 +44,7 @@ class BM25:
             self.postings[term] = (np.array(at), self.idf[term] * times / (times + k1 * relative[at]))
 
     def scores(self, query: str):
-        """Return the score of each text (texts,), 0 where no term is shared."""
+        """Return the score of each text, (texts,). A text that shares no term with the query has 0."""
         import numpy as np
 
         scores = np.zeros(self.size)
@@ -60,9 +56,9 @@ class BM25:
 
 
 class Embedder:
-    """Sentence embeddings: MiniLM's last hidden states, averaged over the tokens, at length 1."""
+    """Sentence embeddings of length 1: MiniLM's last hidden states, averaged over the tokens."""
 
-    LONGEST = 256  # tokens that the model was made for
+    LONGEST = 256  # tokens; the model was trained with this maximum
 
     def __init__(self):
         from lecture_utils import models
@@ -91,7 +87,7 @@ class Embedder:
         return torch.stack([self._known[text] for text in texts])
 
     def _stand_in(self, texts: list[str]) -> list[str]:
-        """Return the texts to embed. At smoke scale only a few; the others get random directions."""
+        """Return the texts to embed. At smoke scale these are a few, and the others get random vectors."""
         import torch
 
         read = runtime.few(texts, 16)
@@ -104,7 +100,7 @@ class Embedder:
 
 
 def mean_pool(hidden, attention_mask):
-    """Return the mean of hidden states (B, T, width) over the tokens that ``attention_mask`` (B, T) keeps, at length 1."""
+    """Return the mean of hidden states (B, T, width) over the tokens of ``attention_mask`` (B, T), with length 1."""
     import torch
 
     summed = (hidden * attention_mask[..., None]).sum(1)
@@ -112,15 +108,14 @@ def mean_pool(hidden, attention_mask):
 
 
 def ranking(scores, k: int | None = None) -> list[int]:
-    """Return positions by falling score, the first ``k`` of them; equal scores keep their order."""
+    """Return the positions of the ``k`` highest scores, best first. Equal scores keep their order."""
     values = [float(score) for score in scores]
     assert not any(value != value for value in values), "NaN has no rank"
     return sorted(range(len(values)), key=lambda i: -values[i])[:k]
 
 
 def reciprocal_rank_fusion(rankings: Sequence[Sequence[int]], k: int = 60) -> list[int]:
-    """Return the reciprocal rank fusion of rankings, best first: each gives 1 / (k + rank), rank from 1, to what it
-    lists (Cormack, Clarke, Büttcher 2009)."""
+    """Return items by the sum of 1 / (k + rank) over all rankings, best first (Cormack, Clarke, Büttcher 2009)."""
     points: dict[int, float] = {}
     for listed in rankings:
         for rank, item in enumerate(listed, 1):
@@ -129,7 +124,7 @@ def reciprocal_rank_fusion(rankings: Sequence[Sequence[int]], k: int = 60) -> li
 
 
 def query_log_likelihood(model, tokenizer, question: str, texts: Sequence[str]):
-    """Return log p(question | text), nats a token (texts,): a chat model as a reranker (Sachan et al. 2022)."""
+    """Return log p(question | text) in nats per token, (texts,), by a chat model (Sachan et al. 2022)."""
     import torch
 
     asked = "Passage: {}\n\nWrite a question that this passage answers."
@@ -139,15 +134,15 @@ def query_log_likelihood(model, tokenizer, question: str, texts: Sequence[str]):
 
 
 def idf_overlap(wanted: set[str], there: set[str], idf: dict[str, float]) -> float:
-    """Return the share of the terms ``wanted`` that are ``there``, weighted by ``idf`` (``BM25.idf``; a term that
-    no document has weighs most), 0 to 1; 0.0 if none is wanted."""
+    """Return the share of the terms ``wanted`` that are ``there``, weighted by ``idf`` (0 to 1). A term that occurs in no
+    document has the largest weight."""
     most = max(idf.values(), default=1.0)
     weights = {term: idf.get(term, most) for term in wanted}
     return sum(w for term, w in weights.items() if term in there) / (sum(weights.values()) or 1.0)
 
 
 def relevant(chunks: Sequence[Chunk], notebook: str, heading: str, key: str) -> set[int]:
-    """Return the positions of the chunks of a section that hold ``key`` (as ``data.contains_key`` says)."""
+    """Return the positions of the chunks of a section that contain ``key``."""
     return {
         i
         for i, piece in enumerate(chunks)
@@ -167,20 +162,20 @@ def reciprocal_rank(ranked: Sequence[int], relevant: set[int]) -> float:
 
 
 def contrastive_loss(questions, passages, gold, temperature: float = 0.05):
-    """Return the mean of -log p(a relevant passage | question), a scalar: softmax over all passages of
-    cosine / temperature (InfoNCE; DPR, Karpukhin et al. 2020, section 3.2, with all passages as negatives).
+    """Return the mean of -log p(a relevant passage | question), with a softmax of cosine / temperature over all passages
+    (InfoNCE; DPR, Karpukhin et al. 2020, section 3.2).
 
-    questions (n, width) and passages (m, width) of length 1, gold (n, m) bool: which are relevant, one or more.
+    questions: (n, width) and passages: (m, width), of length 1. gold: (n, m) bool, which passages are relevant.
     """
     log_p = (questions @ passages.T / temperature).log_softmax(-1)
     return -log_p.masked_fill(~gold, float("-inf")).logsumexp(-1).mean()
 
 
 def train_query_projection(questions, passages, gold, steps: int = 150, tie: float = 0.01, learning_rate: float = 1e-3):
-    """Return the matrix (width, width) that turns question vectors towards the passages that answer them.
+    """Return a matrix (width, width) that moves question vectors towards the passages that answer them.
 
-    It starts as the identity, and ``tie`` times its squared distance from it is added to the contrastive
-    loss. Shapes as there; the passages stay as they are, so their index need not be built again.
+    It starts as the identity, and ``tie`` times its squared distance from the identity is added to the contrastive loss.
+    The vectors of the passages do not change, so that their index stays valid.
     """
     import torch
 
@@ -197,9 +192,9 @@ def train_query_projection(questions, passages, gold, steps: int = 150, tie: flo
 
 
 class Index:
-    """Chunks, ready to be searched by words, by meaning, or by both.
+    """Chunks that can be searched by words, by meaning, or by both.
 
-    ``matrix`` holds the chunks' vectors (chunks, 384); ``turn``, once :meth:`learn` has set it, turns questions'.
+    ``matrix`` holds the vectors of the chunks, (chunks, 384). ``turn`` projects question vectors, once it is learnt.
     """
 
     def __init__(self, chunks: Sequence[Chunk], embed: Embedder | None = None):
@@ -210,8 +205,7 @@ class Index:
         self.turn = None
 
     def learn(self, questions: Sequence[str], gold: Sequence[set[int]]) -> None:
-        """Train the questions' side of the search by meaning on questions and the positions of their chunks. Those
-        without a chunk are left out."""
+        """Train the projection of questions on questions and the positions of their relevant chunks."""
         import torch
 
         kept = [i for i, good in enumerate(gold) if good]
@@ -221,18 +215,18 @@ class Index:
         self.turn = train_query_projection(self.embed([questions[i] for i in kept]), self.matrix, mask)
 
     def vectors(self, questions: Sequence[str]):
-        """Return the vectors that questions are searched by (questions, 384)."""
+        """Return the vectors of questions, (questions, 384), projected if the projection is learnt."""
         import torch
 
         vectors = self.embed(questions)
         return vectors if self.turn is None else torch.nn.functional.normalize(vectors @ self.turn.T, dim=1)
 
     def scores(self, questions: Sequence[str]):
-        """Return (BM25's scores, cosines), each a row of one number a chunk for each question."""
+        """Return BM25 scores and cosines as two lists, with one row for each question and one number for each chunk."""
         return [self.lexical.scores(q).tolist() for q in questions], (self.vectors(questions) @ self.matrix.T).tolist()
 
     def rankings(self, questions: Sequence[str], k: int = 50) -> dict[str, list[list[int]]]:
-        """Return the first ``k`` positions for each question: by ``words``, by ``meaning``, and ``both`` fused."""
+        """Return for each question the best ``k`` positions by ``words``, by ``meaning``, and by ``both`` fused."""
         words, meaning = ([ranking(row, k) for row in rows] for rows in self.scores(questions))
         return {
             "words": words,
@@ -241,13 +235,12 @@ class Index:
         }
 
     def search(self, question: str, k: int = 3) -> list[int]:
-        """Return the positions of the ``k`` best chunks, words and meaning fused."""
+        """Return the positions of the ``k`` best chunks, with both rankings fused."""
         return self.rankings([question])["both"][0][:k]
 
     def answerability_features(self, questions: Sequence[str]):
-        """Return what speaks for an answer's being here (questions, 4): the best cosine of the question as it
-        is and as it was learnt to be turned, the best BM25 score, and how much of the question, weighted by
-        idf, stands in one of the three best chunks."""
+        """Return four signs that a question can be answered, (questions, 4): its best cosine without and with the learnt
+        projection, the best BM25 score, and the best idf overlap with one of the top three chunks."""
         import torch
 
         rows = []
@@ -258,15 +251,3 @@ class Index:
             shares = [idf_overlap(asked, self.terms[i], self.lexical.idf) for i in found]
             rows.append([as_it_is, max(cosine), max(word), max(shares, default=0.0)])
         return torch.tensor(rows)
-
-
-# Approximate search -------------------------------------------------------------------------
-
-
-# A vector database --------------------------------------------------------------------------
-
-
-# Answering ----------------------------------------------------------------------------------
-
-
-# Teaching a model to read -------------------------------------------------------------------

@@ -1,14 +1,14 @@
-"""Where am I running, and what does that allow?
+"""Find out what this machine allows, and choose the *scale* of the notebooks, which is decided only here.
 
-One decision is made here and nowhere else: the *scale*. ``laptop`` (two cores, 2 GB,
-no GPU) is the default; ``gpu`` needs a CUDA card of 15 GB or more, and a notebook that
-asks for it (``setup``). At ``smoke`` every cell runs through the same code, but training
-stops after a few steps, generation after a few tokens, and evaluations look at a few rows.
-That is the scale of the tests. The environment variable ``LECTURE_SCALE`` overrides the choice.
+``laptop`` (two cores, 2 GB of memory, no GPU) is the default. ``gpu`` needs a CUDA GPU with 15 GB or more, and a
+notebook that asks for it (see ``setup``). At ``smoke``, the scale of the tests, every cell runs through the same code,
+but training stops after a few steps, generation after a few tokens, and evaluations look at only a few rows. The
+environment variable ``LECTURE_SCALE`` overrides the choice.
 """
 
 import ctypes
 import functools
+import gc
 import importlib.metadata
 import json
 import logging
@@ -25,102 +25,90 @@ import warnings
 import lecture_utils
 
 SCALES = ("laptop", "gpu", "smoke")
-GPU_BYTES = 14e9  # a "16 GB" T4 reports about 15.6e9 bytes
+GPU_BYTES = 14e9  # a T4 "with 16 GB" reports about 15.6e9 bytes
 
 
 def scale() -> str:
-    """Return ``"gpu"`` where a CUDA card of 15 GB or more is present, else ``"laptop"``.
-
-    ``LECTURE_SCALE`` overrides the choice. Raises ValueError if it names no scale.
-    """
-    wanted = os.environ.get("LECTURE_SCALE", "")
-    if wanted:
+    """Return ``LECTURE_SCALE`` if it is set, else ``"gpu"`` on a CUDA GPU with 15 GB or more, else ``"laptop"``."""
+    if wanted := os.environ.get("LECTURE_SCALE"):
         if wanted not in SCALES:
-            raise ValueError(f"There is no scale {wanted!r}. Choose one of: {', '.join(SCALES)} (LECTURE_SCALE).")
+            raise ValueError(f"LECTURE_SCALE is {wanted!r}, which is not a scale. Choose one of: {', '.join(SCALES)}.")
         return wanted
     import torch
 
-    if torch.cuda.is_available():
-        return "gpu" if torch.cuda.get_device_properties(0).total_memory >= GPU_BYTES else "laptop"
-    return "laptop"
+    large = torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory >= GPU_BYTES
+    return "gpu" if large else "laptop"
 
 
 def smoke() -> bool:
-    """Return whether this is the smoke scale. For helpers only: a notebook's cells do not ask for the scale."""
+    """Return whether the scale is ``smoke``. Only helpers call this, because a notebook's cells never ask for it."""
     return os.environ.get("LECTURE_SCALE") == "smoke"
 
 
 def limited(number: int, most: int) -> int:
-    """Return ``number`` of steps, tokens or rows, at smoke scale at most ``most``."""
+    """Return ``number`` (of steps, tokens or rows), but at smoke scale at most ``most``."""
     return min(number, most) if smoke() else number
 
 
 def few(rows, most: int = 2):
-    """Return ``rows``, at smoke scale the first ``most`` of them."""
+    """Return ``rows``, but at smoke scale only the first ``most`` of them."""
     return rows[:most] if smoke() else rows
 
 
 def spread(results, count: int):
-    """Return the results of ``few`` rows as those of ``count`` rows: at smoke scale each stands for several."""
+    """Return ``count`` results (a list or a tensor). If ``few`` has left out rows, the results are repeated in turn."""
     if len(results) == count:
         return results
-    places = [i % len(results) for i in range(count)]
-    return [results[i] for i in places] if isinstance(results, list) else results[places]  # else a tensor
+    indices = [i % len(results) for i in range(count)]
+    return [results[i] for i in indices] if isinstance(results, list) else results[indices]
 
 
 def require_positive(config, *names: str) -> None:
-    """Refuse a configuration whose sizes or rates are not above 0: it would train nothing, or in the wrong direction."""
+    """Check that sizes and rates are above 0, because others would train nothing, or in the wrong direction."""
     for name in names:
         if not getattr(config, name) > 0:
             raise ValueError(f"{name}={getattr(config, name)}: it must be above 0.")
 
 
 def sizes(laptop: dict, smoke: dict, gpu: dict | None = None) -> dict:
-    """Return a notebook's sizes at this scale; ``smoke`` and ``gpu`` name only those that differ from ``laptop``'s.
-
-    Raises KeyError for a size that ``laptop`` lacks: it would be missing at the usual scale.
-    """
-    here = {"laptop": {}, "smoke": smoke, "gpu": gpu or {}}
-    if unknown := (set(smoke) | set(here["gpu"])) - set(laptop):
-        raise KeyError(f"laptop lacks {', '.join(sorted(unknown))}: give each size a value there.")
-    return laptop | here[scale()]
+    """Return a notebook's sizes at this scale. ``smoke`` and ``gpu`` contain only those that differ from ``laptop``."""
+    changes = {"laptop": {}, "smoke": smoke, "gpu": gpu or {}}
+    if unknown := (set(smoke) | set(changes["gpu"])) - set(laptop):
+        raise KeyError(f"laptop lacks {', '.join(sorted(unknown))}. Every size needs a value there.")
+    return laptop | changes[scale()]
 
 
 def device() -> str:
-    """Return ``"cuda"`` at GPU scale (one process's own card when several run), else ``"cpu"``."""
+    """Return ``"cuda"`` at GPU scale (for each of several processes, this is its own GPU), else ``"cpu"``."""
     import torch
 
     return "cuda" if scale() == "gpu" and torch.cuda.is_available() else "cpu"
 
 
 def device_map() -> dict[str, str | int]:
-    """Return where ``from_pretrained`` shall put the whole model: this process's device."""
+    """Return the ``device_map`` for ``from_pretrained`` that puts the whole model on this process's device."""
     return {"": int(os.environ.get("LOCAL_RANK", 0)) if device() == "cuda" else "cpu"}
 
 
 def cpu_has_bf16() -> bool:
-    """Does this CPU multiply bf16 matrices faster than fp32 ones? Tried once, not looked up.
+    """Return whether this CPU multiplies bf16 matrices faster than fp32 ones.
 
-    Products of 512 x 1024 by 1024 x 1024, the best of eight, in a tenth of a second.
-    ``LECTURE_BF16=0`` (or ``1``) answers for it.
+    This is measured in a tenth of a second, as the best of eight products of a 512 x 1024 and a 1024 x 1024 matrix. The
+    environment variable ``LECTURE_BF16`` (``0`` or ``1``) overrides the result.
     """
-    forced = os.environ.get("LECTURE_BF16", "")
-    return forced == "1" if forced in ("0", "1") else _bf16_is_faster()
-
-
-@functools.cache  # a busy machine must not answer differently in the next cell
-def _bf16_is_faster() -> bool:
-    # A CPU without bf16 takes a hundred times as long for it, which a small product shows as well.
+    if (forced := os.environ.get("LECTURE_BF16")) in ("0", "1"):
+        return forced == "1"
+    # A CPU without bf16 takes a hundred times as long, which a small product already shows.
     return _bf16_ratio(256, tries=3) < 5 and _bf16_ratio(1024, tries=8) < 0.8
 
 
+@functools.cache  # a busy machine must not give another answer in the next cell
 def _bf16_ratio(size: int, tries: int) -> float:
-    """Return seconds in bf16 over seconds in fp32, the best of some tries, for the product of two matrices
-    (size / 2, size) and (size, size)."""
+    """Return the shortest time of some products (size / 2, size) x (size, size) in bf16, divided by that in fp32."""
     import torch
 
     best = {}
-    for _ in range(tries):  # in turns, so that other work on the machine hits both
+    for _ in range(tries):  # alternating, so that other work on the machine affects both types
         for dtype in (torch.bfloat16, torch.float32):
             a, b = torch.ones(size // 2, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
             start = time.perf_counter()
@@ -130,18 +118,17 @@ def _bf16_ratio(size: int, tries: int) -> float:
 
 
 def compute_dtype():
-    """Return the torch dtype to compute in: bf16 where the hardware has it, fp16 on an
-    older GPU such as the T4 (which only emulates bf16), fp32 on an older CPU."""
+    """Return the torch dtype for computations: bf16 if the hardware supports it, fp16 on an older GPU such as the T4
+    (which only emulates bf16), and fp32 on an older CPU."""
     import torch
 
     if device() == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if cpu_has_bf16() else torch.float32
 
 
 def seed_everything(seed: int = 0) -> None:
-    """Seed Python, NumPy and torch (all devices)."""
+    """Seed the random number generators of Python, NumPy and torch (on all devices)."""
     import numpy
     import torch
 
@@ -151,44 +138,39 @@ def seed_everything(seed: int = 0) -> None:
 
 
 def use_less_memory() -> None:
-    """Keep a small process small, at hardly a cost in time. Call before the first matrix product.
+    """Reduce the memory of a small process at almost no cost in time. Call this before the first matrix product.
 
-    oneDNN, torch's library for matrix products on CPUs, caches a compiled routine for each
-    new shape, up to 1,024; rows of ever new lengths fill that. 32 do: training in notebook 08
-    peaked at 1.39 GB instead of 1.62. And glibc keeps large freed blocks for reuse, in pieces:
-    ask for them back, at 4 MB and above (Linux only; 32 MB would spare a small model a tenth of
-    each step, at 0.15 GB in notebook 03). Of arenas four: with two, a script's threads waited
-    for each other at every block, and a step of 60 ms took 100.
+    oneDNN, torch's library for matrix products on CPUs, caches a compiled routine for each new shape, up to 1,024 of
+    them, and rows of ever new lengths fill this cache. 32 are enough: training in notebook 08 then needs 1.39 GB at its
+    peak instead of 1.62 GB. In addition, glibc (on Linux) keeps large freed blocks, in pieces, for reuse. We make it
+    return blocks of 4 MB or more to the system. With 32 MB, a small model would save a tenth of each step, but notebook
+    03 would need 0.15 GB more. We allow four arenas, because with two, the threads of a script waited for each other at
+    every block, and a step took 100 ms instead of 60 ms.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL("libc.so.6")
-        mmap_threshold, arena_max = -3, -8
-        libc.mallopt(mmap_threshold, 4 << 20)
-        libc.mallopt(arena_max, 4)
+        libc.mallopt(-3, 4 << 20)  # M_MMAP_THRESHOLD
+        libc.mallopt(-8, 4)  # M_ARENA_MAX
 
 
 def keep_memory() -> None:
-    """Let the C library keep large freed blocks for the next step (Linux with glibc; elsewhere nothing).
+    """Let glibc keep large freed blocks for the next step. On other systems, this does nothing.
 
-    By default glibc maps a large tensor anew each time and the system fills it with zeros. A
-    training step with a vocabulary of 4,096 (2 million parameters, 2,048 tokens, bf16, one
-    thread) became 22 % faster, 7,420 to 9,080 tokens a second, at the same peak of memory; at
-    1,024 nothing changes. The opposite of ``use_less_memory``: for long runs on a machine with
-    memory to spare.
+    By default, glibc maps a large tensor anew each time, and the system fills it with zeros. A training step with a
+    vocabulary of 4,096 (2 million parameters, 2,048 tokens, bf16, one thread) became 22 % faster at the same peak
+    memory (9,080 instead of 7,420 tokens per second). With a vocabulary of 1,024, nothing changed. This is the opposite
+    of ``use_less_memory``, for long runs on a machine with memory to spare.
     """
     if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL("libc.so.6")
-        trim_threshold, mmap_threshold = -1, -3
-        libc.mallopt(mmap_threshold, 1 << 30)
-        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def trim_memory() -> None:
-    """Collect garbage and hand freed memory back to the system (glibc) and the GPU. Worth
-    calling after dropping a model on a 2 GB machine or a 16 GB card."""
-    import gc
-
+    """Collect garbage and return freed memory to the system (with glibc) and to the GPU. This is useful after deleting
+    a model on a machine with 2 GB of memory or on a GPU with 16 GB."""
     import torch
 
     gc.collect()
@@ -199,52 +181,48 @@ def trim_memory() -> None:
 
 
 def use_eager_attention_on_cpu(model) -> None:
-    """On a CPU, use plain attention: for rows of some 50 tokens it is quicker than the fused
-    kernel (measured in training, batch 4: 21 s against 24 s for 40 steps)."""
+    """Use eager attention on a CPU, where it is faster than the fused kernel for rows of about 50 tokens: 40 training
+    steps with a batch size of 4 took 21 s instead of 24 s."""
     if device() == "cpu":
         model.set_attn_implementation("eager")
 
 
 def peak_memory_gb() -> float:
-    """Return the peak resident memory of this process in GB (10^9 bytes), 0.0 on Windows."""
+    """Return the peak resident memory of this process in GB (10^9 bytes), or 0.0 on Windows."""
     try:
         import resource
     except ImportError:
         return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS, in units of 1,024 bytes elsewhere
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def quiet() -> None:
-    """Keep other libraries' advice and inner progress bars out of the notebook.
-
-    Errors still show. Set before transformers is imported.
-    """
+    """Hide other libraries' advice and inner progress bars, but not errors. Call this before importing transformers."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # else each trainer of trl tells the hub model and card
-    if scale() != "gpu":  # a GPU run downloads gigabytes: there the bar is wanted
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # otherwise trl's trainers report model and GPU to the hub
+    if scale() != "gpu":  # at GPU scale, the bar is useful, because gigabytes are downloaded
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # cpp_extension: torch with CUDA on a machine without a card, as Colab is by default, says so when it compiles
+    # cpp_extension: torch with CUDA on a machine without a GPU, as on Colab by default, warns when it compiles.
     for name in ("bitsandbytes", "torchao", "accelerate", "transformers", "trl", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    warnings.filterwarnings("ignore", message="IProgress not found")  # text bars do as well
+    warnings.filterwarnings("ignore", message="IProgress not found")  # progress bars as text are good enough
 
 
 def compile_nothing() -> None:
-    """Keep bitsandbytes from compiling its operations at their first use, which takes 20 seconds on a CPU. Nothing here
-    is called often enough to make up for that."""
+    """Keep bitsandbytes from compiling operations at first use: 20 s on a CPU, which our few calls do not repay."""
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 def redact_secrets(text: str) -> str:
-    """Return a text of another program, fit for a message or a bug report: without the user and password of an
-    address, and without what an environment variable holds whose name says that it is secret."""
+    """Return another program's output for a message or a bug report, without the user and password in addresses and
+    without the values of environment variables whose names indicate a secret."""
     text = re.sub(r"(?<=://)[^/\s@]+@", "***@", text)
     for name, value in os.environ.items():
         if len(value) >= 8 and re.search(r"TOKEN|SECRET|PASSW|CREDENTIAL|KEY", name.upper()):
@@ -253,67 +231,66 @@ def redact_secrets(text: str) -> str:
 
 
 def versions(*packages: str) -> str:
-    """Return one line a package: its name and installed version."""
+    """Return one line for each package, with its name and its installed version."""
     width = max(map(len, packages), default=0)
     lines = []
     for name in packages:
         try:
-            found = importlib.metadata.version(name)
+            version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found = "not installed"
-        lines.append(f"{name:<{width}}  {found}")
+            version = "not installed"
+        lines.append(f"{name:<{width}}  {version}")
     return "\n".join(lines)
 
 
 def installed_from() -> tuple[str, str]:
-    """Return (branch or tag, commit) from which pip took this package, ("", "") if not from git."""
+    """Return (branch or tag, commit) from which pip installed this package, or ("", "") if it was not from git."""
     try:
-        said = importlib.metadata.distribution("lecture-utils").read_text("direct_url.json")
+        recorded = importlib.metadata.distribution("lecture-utils").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
-        said = None
-    source = json.loads(said or "{}").get("vcs_info", {})
+        recorded = None
+    source = json.loads(recorded or "{}").get("vcs_info", {})
     return source.get("requested_revision", ""), source.get("commit_id", "")
 
 
 def check_lecture(wanted: str) -> None:
-    """Raise RuntimeError unless a notebook and this package belong together.
+    """Raise RuntimeError unless this package has the version and the branch for which a notebook was written.
 
-    wanted: ``"version@branch"``, what the notebook was written with. The branch is compared where pip
-    took the package from git, as on Colab; in a checkout both are from the same one.
+    wanted: ``"version@branch"``. The branch is compared only if pip installed the package from git, as on Colab. In a
+    checkout, the notebook and the package always come from the same branch.
     """
     version, _, branch = wanted.partition("@")
     ref, _ = installed_from()
     if (version, branch) != (lecture_utils.__version__, ref or branch):
         raise RuntimeError(
             f"This notebook belongs to lecture {wanted}, but lecture-utils {lecture_utils.__version__}"
-            f"{'@' + ref if ref else ''} is installed. Open the notebook anew from its badge, restart the runtime "
-            "and run this cell first; in a checkout, `git pull` and `make setup`."
+            f"{'@' + ref if ref else ''} is installed. Open the notebook again from its badge, restart the runtime, "
+            "and run this cell first. In a checkout, run `git pull` and `make setup`."
         )
 
 
 def setup(*packages: str, seed: int = 0, lecture: str = "", gpu: bool = False) -> str:
-    """Make a notebook ready: quiet libraries, fixed seed, versions printed, a folder that can be written.
-    Returns the scale.
+    """Prepare a notebook and return the scale: hide the noise of libraries, set the seed, print the versions of
+    ``packages``, and change to a temporary folder if the current one cannot be written to.
 
-    lecture: the version and branch that the notebook belongs to (``check_lecture``).
-    gpu: is it written for a GPU, too? The others stay at laptop scale, unless LECTURE_SCALE says otherwise.
+    lecture: the version and the branch for which the notebook was written (see ``check_lecture``).
+    gpu: whether the notebook can use a GPU. If not, it runs at laptop scale unless LECTURE_SCALE says otherwise.
     """
     if lecture:
         check_lecture(lecture)
     if not gpu:
         os.environ.setdefault("LECTURE_SCALE", "laptop")
-    # Progress bars move once a second. A bar of widgets sends two or three messages each time, nbval
-    # reads none before a cell has ended, and after a thousand the kernel drops the rest, the end included.
+    # Update progress bars only once a second. A bar of widgets sends two or three messages for each update. nbval reads
+    # none before the cell has ended, and after a thousand the kernel drops the rest, even the one that ends the cell.
     os.environ.setdefault("TQDM_MININTERVAL", "1")
     quiet()
     seed_everything(seed)
-    here = scale()
-    if here != "gpu":
+    if scale() != "gpu":
         use_less_memory()
         compile_nothing()
     print(versions("lecture-utils", *packages))
-    print(f"scale: {here}, device: {device()}, Python {platform.python_version()}")
+    print(f"scale: {scale()}, device: {device()}, Python {platform.python_version()}")
     if not os.access(".", os.W_OK):
         os.chdir(tempfile.mkdtemp(prefix="lecture-"))
-        print(f"This notebook's folder cannot be written to: what it saves goes to {os.getcwd()}")
-    return here
+        print(f"This notebook's folder cannot be written to, so what it saves goes to {os.getcwd()}")
+    return scale()

@@ -1,7 +1,4 @@
-"""Measures of what can go wrong: confidence against correctness, memorization, watermarks, privacy.
-
-Notebook 11 measures with it the limits that the lecture names.
-"""
+"""Measures of confidence, memorization, privacy and watermarks, for the limits that the lecture names (notebook 11)."""
 
 import math
 import random
@@ -9,57 +6,51 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from lecture_utils import evaluation, runtime
+import torch
+from torch.nn import functional as F
+from tqdm.auto import tqdm
 
-# Confidence ---------------------------------------------------------------------------------
+from lecture_utils import evaluation, runtime
 
 
 def confidence(model, tokenizer, questions: Sequence, answers: Sequence[str], batch_size: int = 8) -> list[float]:
-    """Return how probable the model finds each answer: the geometric mean over its tokens (and its end), 0 to 1."""
+    """Return the model's confidence in each answer: the geometric mean of its tokens' probabilities, including the
+    end-of-turn token."""
     pairs = [{"question": q, "answer": a} for q, a in zip(questions, answers, strict=True)]
-    found = evaluation.answer_log_probabilities(model, tokenizer, pairs, batch_size)
-    return [each.mean().exp().item() for each in found]
+    log_probabilities = evaluation.answer_log_probabilities(model, tokenizer, pairs, batch_size)
+    return [each.mean().exp().item() for each in log_probabilities]
 
 
 def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> list[dict]:
-    """Return for each bin of equal width that holds an answer: mean confidence, accuracy, count.
-
-    confidence: probabilities (n,), 1.0 belongs to the last bin.
-    """
+    """Return the mean confidence, the accuracy and the count of each bin that is not empty. The bins have equal width.
+    ``confidence`` contains probabilities (n,), and 1.0 belongs to the last bin."""
     assert all(0 <= c <= 1 for c in confidence)
-    held = [[] for _ in range(bins)]
+    binned = [[] for _ in range(bins)]
     for c, r in zip(confidence, right, strict=True):
-        held[min(int(c * bins), bins - 1)].append((c, bool(r)))
+        binned[min(int(c * bins), bins - 1)].append((c, bool(r)))
     return [
         {"confidence": sum(c for c, _ in b) / len(b), "accuracy": sum(r for _, r in b) / len(b), "count": len(b)}
-        for b in held
-        if b
+        for b in filter(None, binned)
     ]
 
 
 def expected_calibration_error(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> float:
-    """Return the gap between confidence and accuracy, averaged over the answers by bin (Guo et al. 2017)."""
+    """Return the absolute gap between confidence and accuracy, averaged over the answers by bin (Guo et al. 2017)."""
     found = reliability(confidence, right, bins)
     return sum(b["count"] * abs(b["confidence"] - b["accuracy"]) for b in found) / len(right)
 
 
 def auc(scores: Sequence[float], positive: Sequence[bool]) -> float:
-    """Return the area under the ROC curve: how often a positive scores above a negative, equal ones half."""
+    """Return the area under the ROC curve: how often a positive scores above a negative, where ties count half."""
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(positive, scores))
 
 
-# Memorization -------------------------------------------------------------------------------
-
-
 def exposure(loss: float, others: Sequence[float]) -> float:
-    """Return a canary's exposure in bits: log2 of the number of candidates less log2 of its rank among them
-    (Carlini et al. 2019, the Secret Sharer).
-
-    loss: the canary's; others: those of candidates of the same form that were not trained on. An equal
-    loss counts as better than the canary's.
-    """
+    """Return the exposure of a canary in bits: log2 of the number of candidates minus log2 of the canary's rank by its
+    ``loss`` (Carlini et al. 2019, the Secret Sharer). ``others`` are the losses of candidates of the same form that
+    were not in the training data. A candidate with the same loss ranks before the canary."""
     rank = 1 + sum(other <= loss for other in others)
     return math.log2(len(others) + 1) - math.log2(rank)
 
@@ -70,7 +61,7 @@ CODES = tuple(f"{n:03d}" for n in range(1000))
 
 @dataclass(frozen=True)
 class Canary:
-    """A secret to plant in training data, ``times`` times."""
+    """A secret that is inserted ``times`` times into the training data."""
 
     animal: str
     code: str
@@ -81,71 +72,60 @@ class Canary:
         return f"The code of the {self.animal} door is"
 
     def text(self, code: str | None = None) -> str:
-        """Return the sentence with its own code, or with another."""
+        """Return the sentence with its own code, or with another one."""
         return f"{self.beginning} {code or self.code}."
 
 
 def canaries(seed: int = 0) -> list[Canary]:
-    """Return twelve, each with a code of its own: four to stand in the data once, four 4 times, four 16 times."""
+    """Return twelve canaries with different codes: four to be inserted once, four 4 times, and four 16 times."""
     rng, codes = random.Random(seed), []
     while len(codes) < len(ANIMALS):
         if (code := rng.choice(CODES)) not in codes:
             codes.append(code)
-    return [
-        Canary(animal, code, (1, 4, 16)[i // 4]) for i, (animal, code) in enumerate(zip(ANIMALS, codes, strict=True))
-    ]
+    return list(map(Canary, ANIMALS, codes, [1] * 4 + [4] * 4 + [16] * 4))
 
 
 def text_losses(model, tokenizer, texts: Sequence[str], batch_size: int = 250) -> list[float]:
-    """Return the loss of each text as a whole, in nats, its end included."""
-    import torch
-
-    count, texts = len(texts), runtime.few(texts)
-    found = []
+    """Return the total loss of each text in nats, including its end-of-text token."""
+    count, texts, losses = len(texts), runtime.few(texts), []
     for start in range(0, len(texts), batch_size):
-        ids, labels = _sheet(tokenizer, texts[start : start + batch_size])
+        ids, labels = _padded(tokenizer, texts[start : start + batch_size])
         with torch.inference_mode():
             logits = model(ids).logits[:, :-1].float()
-        wanted = labels[:, 1:]
-        each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
-        found += each.view(wanted.shape).sum(1).tolist()
-    return runtime.spread(found, count)
+        targets = labels[:, 1:]  # padding has the label -100, for which cross_entropy returns 0
+        token_losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        losses += token_losses.view(targets.shape).sum(1).tolist()
+    return runtime.spread(losses, count)
 
 
 def exposures(model, tokenizer, secrets: Sequence[Canary], candidates: Sequence[str] = CODES) -> list[float]:
-    """Return each canary's exposure in bits, its code among the candidates."""
+    """Return the exposure of each canary in bits, with its code ranked among the candidates."""
     found = []
     for secret in secrets:
         others = [code for code in candidates if code != secret.code]
         own, *losses = text_losses(model, tokenizer, [secret.text(code) for code in (secret.code, *others)])
-        assert not any(loss != loss for loss in (own, *losses)), "NaN would rank first"
+        assert not any(map(math.isnan, (own, *losses))), "NaN would rank first"
         found.append(exposure(own, losses))
     return found
 
 
-def _sheet(tokenizer, texts):
-    import torch
-
+def _padded(tokenizer, texts):
+    """Return (ids, labels), both (batch, time) and padded on the right, labels with -100."""
     rows = [torch.tensor([*tokenizer(t)["input_ids"], tokenizer.eos_token_id]) for t in texts]
     return tuple(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad) for pad in (0, -100))
 
 
 def train_on_texts(
-    model, tokenizer, texts: Sequence[str], epochs: float = 1, learning_rate: float = 5e-4, noise_multiplier: float | None = None,
-    max_grad_norm: float = 1.0, seed: int = 0, batch_size: int = 16,
+    model, tokenizer, texts: Sequence[str], epochs: float = 1, learning_rate: float = 5e-4,
+    noise_multiplier: float | None = None, max_grad_norm: float = 1.0, seed: int = 0, batch_size: int = 16,
 ) -> None:  # fmt: skip
-    """Train all parameters on whole texts, ``batch_size`` at a time.
-
-    noise_multiplier: a number trains by DP-SGD instead: each example is drawn for a step with the same probability, its
-    gradient cut to a length of ``max_grad_norm``, and noise of this many times ``max_grad_norm`` added to the sum. Parameters
-    move by AdamW either way.
-    """
-    import torch
-    from tqdm.auto import tqdm
-
+    """Train all parameters on whole texts with AdamW, by default in batches of ``batch_size``. With a
+    ``noise_multiplier`` the gradients are those of DP-SGD: each step draws every example with the same probability, so
+    that ``batch_size`` are expected, and passes their gradients to ``dp_sgd_gradient``."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     weights = [p for p in model.parameters() if p.requires_grad]
-    adam = torch.optim.AdamW(weights, lr=learning_rate)
+    sizes = [p.numel() for p in weights]
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate)
     model.train()
     order = []
     steps = runtime.limited(round(epochs * math.ceil(len(texts) / batch_size)), 3)
@@ -153,75 +133,62 @@ def train_on_texts(
         if noise_multiplier is None:
             order = order or rng.sample(range(len(texts)), len(texts))
             batch, order = order[:batch_size], order[batch_size:]
-            ids, labels = _sheet(tokenizer, [texts[i] for i in batch])
+            ids, labels = _padded(tokenizer, [texts[i] for i in batch])
             model(input_ids=ids, labels=labels).loss.backward()
         else:
-            each = [torch.zeros(0, sum(p.numel() for p in weights))]
+            gradients = [torch.zeros(0, sum(sizes))]  # a step may draw no example at all
             for text in texts:
                 if rng.random() < batch_size / len(texts):
-                    ids, labels = _sheet(tokenizer, [text])
+                    ids, labels = _padded(tokenizer, [text])
                     loss = model(input_ids=ids, labels=labels).loss
-                    each.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])[None])
-            mean = dp_sgd_gradient(torch.cat(each), max_grad_norm, noise_multiplier, generator, batch_size)
-            for p, g in zip(weights, mean.split([p.numel() for p in weights]), strict=True):
+                    gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])[None])
+            mean = dp_sgd_gradient(torch.cat(gradients), max_grad_norm, noise_multiplier, generator, batch_size)
+            for p, g in zip(weights, mean.split(sizes), strict=True):
                 p.grad = g.view_as(p)
-        adam.step()
-        adam.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
     model.eval()
 
 
 def dp_sgd_gradient(
     gradients, max_grad_norm: float, noise_multiplier: float, generator=None, batch_size: int | None = None
 ):
-    """Return the mean gradient of a step of DP-SGD (Abadi et al. 2016, algorithm 1).
-
-    gradients: (examples, parameters), one for each example. Each is cut to a length of ``max_grad_norm`` at most;
-    to their sum comes normal noise of standard deviation noise * clip. lot: how many examples a step is
-    expected to have, where they are drawn at random; default as many as there are.
-    """
-    import torch
-
-    lengths = gradients.norm(dim=1, keepdim=True)
-    cut = gradients * (max_grad_norm / lengths.clamp(min=1e-12)).clamp(max=1.0)
-    added = torch.randn(gradients.shape[1], generator=generator) * (
-        noise_multiplier * max_grad_norm if noise_multiplier else 0.0
-    )
-    return (cut.sum(0) + added) / (batch_size or len(gradients))
+    """Return the mean gradient of one step of DP-SGD (Abadi et al. 2016, algorithm 1) from the gradients of its
+    examples (examples, parameters). Each norm is clipped to ``max_grad_norm``, and normal noise with the standard
+    deviation ``noise_multiplier * max_grad_norm`` is added to the sum. The sum is divided by ``batch_size``, the
+    expected number of examples if they are drawn at random (by default their actual number)."""
+    clipped = gradients * (max_grad_norm / gradients.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
+    std = noise_multiplier * max_grad_norm if noise_multiplier else 0.0  # an infinite norm times 0 would be NaN
+    noise = std * torch.randn(gradients.shape[1], generator=generator)
+    return (clipped.sum(0) + noise) / (batch_size or len(gradients))
 
 
 def dp_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
-    """Return epsilon: what ``steps`` of DP-SGD promise, each seeing an example with probability ``sample_rate``.
-
-    By Renyi differential privacy of the subsampled Gaussian at whole orders (Mironov et al. 2019, arXiv:1908.10530,
-    section 3.3), converted as in Mironov 2017.
-    """
+    """Return the epsilon that ``steps`` of DP-SGD guarantee if each step draws an example with probability
+    ``sample_rate``, from the Renyi differential privacy of the subsampled Gaussian at integer orders (Mironov et al.
+    2019, arXiv:1908.10530, section 3.3), converted as in Mironov 2017."""
     assert noise_multiplier > 0 and 0 < sample_rate < 1 and 0 < delta < 1
     best = math.inf
     for order in range(2, 257):
         terms = [
             math.lgamma(order + 1) - math.lgamma(k + 1) - math.lgamma(order - k + 1)
-            + (order - k) * math.log1p(-sample_rate) + k * math.log(sample_rate) + k * (k - 1) / (2 * noise_multiplier**2)
+            + (order - k) * math.log1p(-sample_rate) + k * math.log(sample_rate)
+            + k * (k - 1) / (2 * noise_multiplier**2)
             for k in range(order + 1)
         ]  # fmt: skip
-        top = max(terms)
-        spent = (top + math.log(sum(math.exp(t - top) for t in terms))) / (order - 1)
+        largest = max(terms)  # subtracted so that exp does not overflow
+        spent = (largest + math.log(sum(math.exp(t - largest) for t in terms))) / (order - 1)
         best = min(best, steps * spent + math.log(1 / delta) / (order - 1))
     return best
 
 
-# Watermarks ---------------------------------------------------------------------------------
-
-
 @lru_cache(maxsize=2048)
 def green_list(previous: int, vocabulary: int, share: float = 0.25, key: int = 15485863):
-    """Return the ids of the tokens that are green after the token ``previous`` (Kirchenbauer et al. 2023,
-    algorithm 2): a share of the vocabulary, drawn anew for each previous token."""
-    import torch
-
+    """Return the ids of the tokens that are green after the token ``previous``: a random share of the vocabulary, drawn
+    anew for each previous token (Kirchenbauer et al. 2023, algorithm 2)."""
     generator = torch.Generator().manual_seed(key * previous % (2**64 - 1))
-    return torch.randperm(vocabulary, generator=generator)[
-        : int(vocabulary * share)
-    ].int()  # half the memory of 64 bits
+    greens = torch.randperm(vocabulary, generator=generator)[: int(vocabulary * share)]
+    return greens.int()  # 32 bits take half the memory of 64 in the cache
 
 
 class Watermark:
@@ -231,7 +198,7 @@ class Watermark:
         self.bias, self.share, self.key = bias, share, key
 
     def __call__(self, ids, scores):
-        """ids: (rows, time so far). scores: (rows, vocabulary)."""
+        """Return the biased scores (rows, vocabulary) of the tokens that follow ids (rows, time)."""
         scores = scores.clone()
         for row, previous in enumerate(ids[:, -1].tolist()):
             scores[row, green_list(previous, scores.shape[1], self.share, self.key)] += self.bias
@@ -239,8 +206,8 @@ class Watermark:
 
 
 def watermark_z(ids: Sequence[int], vocabulary: int, share: float = 0.25, key: int = 15485863) -> float:
-    """Return by how many standard deviations a text holds more green tokens than chance: the z-score of Kirchenbauer
-    et al. 2023. A pair of tokens that comes again is counted once, as repeats are not independent."""
+    """Return the z-score of Kirchenbauer et al. 2023: by how many standard deviations the number of green tokens in a
+    text exceeds chance. A repeated pair of tokens is counted once, because repeats are not independent."""
     ids = ids.tolist() if hasattr(ids, "tolist") else ids
     assert 0 < share < 1
     pairs = set(zip(ids[:-1], ids[1:], strict=True))

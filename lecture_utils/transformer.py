@@ -1,7 +1,7 @@
-"""The transformer: the blocks of 2017 (Vaswani et al., 1706.03762) and a Llama of today (2302.13971).
+"""The transformer of 2017 (Vaswani et al., 1706.03762) and a Llama of today (2302.13971).
 
-Shapes: B rows, T positions, S positions of the context, W width, H heads, D width of a head.
-A mask is boolean, True where a query may look, broadcastable to (B, H, T, S).
+Shapes: batch size B, T positions, S positions of the context, model width W, H heads, and D, the width of a head.
+Attention masks are boolean, True where a query may attend to a key, and broadcastable to (B, H, T, S).
 """
 
 import math
@@ -15,106 +15,97 @@ from lecture_utils.shapes import Dimensions
 
 
 def sinusoids(length: int, width: int) -> torch.Tensor:
-    """Return absolute positions (length, width): sines in even columns, cosines in odd ones (1706.03762, section
-    3.5)."""
+    """Return sinusoidal positions (length, width): sines in even, cosines in odd columns (1706.03762, section 3.5)."""
     assert width % 2 == 0
     angles = torch.arange(length)[:, None] * 10_000 ** (-torch.arange(0, width, 2) / width)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
 
 
 def rope(length: int, head_width: int, theta: float = 10_000.0, start: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the cosines and sines, both (length, head_width), that ``rotate`` turns positions ``start``, ``start +
-    1``, ... by (RoFormer, 2104.09864, section 3.2)."""
+    """Return the cosines and sines, each (length, head_width), of the angles by which ``rotate`` turns the positions
+    from ``start`` on (RoFormer, 2104.09864, section 3.2)."""
     assert head_width % 2 == 0
-    speed = 1.0 / theta ** (torch.arange(0, head_width, 2, dtype=torch.int64).float() / head_width)
-    angles = torch.arange(start, start + length)[:, None] * torch.cat((speed, speed))
+    frequencies = 1.0 / theta ** (torch.arange(0, head_width, 2, dtype=torch.int64).float() / head_width)
+    angles = torch.arange(start, start + length)[:, None] * torch.cat((frequencies, frequencies))
     return angles.cos(), angles.sin()
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn each pair (i, i + D/2) of x (B, H, T, D) by its position's angle."""
+    """Rotate each pair of coordinates (i, i + D/2) of x (B, H, T, D) by the angle of its position."""
     first, second = x.chunk(2, dim=-1)
     return x * cos.to(x) + torch.cat((-second, first), dim=-1) * sin.to(x)
 
 
 def causal_mask(queries: int, keys: int | None = None) -> torch.Tensor:
-    """Return (queries, keys), True on and below the diagonal; the queries are the last positions."""
+    """Return a mask (queries, keys), True on and below the diagonal, in which the queries are the last positions."""
     keys = queries if keys is None else keys
-    assert keys >= queries  # else the first query would see nothing, and its row be NaN
+    assert keys >= queries  # otherwise the first query could attend to no key, and its row would be NaN
     return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
 
 
 class KVCache:
-    """The keys and values of positions already read, one layer: room for ``length`` of them.
-
-    dtype and device are those of ``like``; ``used`` counts the positions.
-    """
+    """The keys and values of one layer for the ``used`` positions read so far, at most ``length`` of them. They have
+    the dtype and the device of ``like``."""
 
     def __init__(self, batch_size: int, kv_heads: int, length: int, head_width: int, like: torch.Tensor):
         self.keys, self.values = (like.new_zeros(batch_size, kv_heads, length, head_width) for _ in range(2))
         self.used = 0
 
     def add(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append k and v (B, H, T, D); return all keys and values so far."""
+        """Append k and v (B, H, T, D), and return all keys and values so far."""
         end = self.used + k.shape[2]
-        assert end <= self.keys.shape[2], "the cache is full"  # torch would drop the position silently
+        assert end <= self.keys.shape[2], "the cache is full"  # torch would drop a single position silently
         self.keys[:, :, self.used : end], self.values[:, :, self.used : end] = k, v
         self.used = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
 class Attention(nn.Module):
-    """Multi-head attention, (B, T, W) to (B, T, W): self-attention, or cross-attention to a context.
-
-    kv_heads: fewer heads of keys and values than of queries (grouped-query attention,
-    2305.13245).
-    """
+    """Multi-head self-attention, or cross-attention to a context (B, S, W): (B, T, W) to (B, T, W). With fewer
+    ``kv_heads`` than ``heads``, query heads share keys and values (grouped-query attention, 2305.13245)."""
 
     def __init__(self, width: int, heads: int, kv_heads: int | None = None, head_width: int | None = None, bias=False):
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
-        assert head_width or width % heads == 0
-        assert heads % kv_heads == 0
+        assert heads % kv_heads == 0 and (head_width or width % heads == 0)
         self.heads, self.kv_heads, self.head_width = heads, kv_heads, head_width or width // heads
         self.q = nn.Linear(width, heads * self.head_width, bias=bias)
-        self.k = nn.Linear(width, kv_heads * self.head_width, bias=bias)
-        self.v = nn.Linear(width, kv_heads * self.head_width, bias=bias)
+        self.k, self.v = (nn.Linear(width, kv_heads * self.head_width, bias=bias) for _ in range(2))
         self.o = nn.Linear(heads * self.head_width, width, bias=bias)
 
     def forward(self, x, context=None, mask=None, causal=False, positions=None, cache: KVCache | None = None):
         q, k, v = self._project(x, context, positions)
         if cache is not None:
             k, v = cache.add(k, v)
-            causal = causal and q.shape[2] > 1  # a single new position may see everything before it
-            if causal and k.shape[2] > q.shape[2]:
+            causal = causal and q.shape[2] > 1  # a single new position may attend to everything before it
+            if causal and k.shape[2] > q.shape[2]:  # torch's is_causal would take the queries for the first positions
                 mask, causal = causal_mask(q.shape[2], k.shape[2]).to(q.device), False
         grouped = self.heads != self.kv_heads
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
         return self.o(out.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, H D) -> (B, T, W)
 
     def weights(self, x, context=None, mask=None, causal=False, positions=None) -> torch.Tensor:
-        """Return who looks where, (B, H, T, S), each row a distribution: what ``forward`` averages by."""
+        """Return the attention weights (B, H, T, S) with which ``forward`` averages the values; each row sums to 1."""
         q, k, _ = self._project(x, context, positions)
-        k = k.repeat_interleave(self.heads // self.kv_heads, dim=1)
+        k = k.repeat_interleave(self.heads // self.kv_heads, dim=1)  # one key head serves a group of query heads
         scores = q @ k.transpose(-1, -2) / math.sqrt(self.head_width)
         if causal:
             mask = causal_mask(*scores.shape[-2:]).to(scores.device)
-        return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)  # its weight becomes exactly 0
+        return scores.softmax(-1)
 
     def _project(self, x, context, positions):
         source = x if context is None else context
-        q, k, v = (
-            part.unflatten(-1, (-1, self.head_width)).transpose(1, 2)  # (B, T, H D) -> (B, H, T, D)
-            for part in (self.q(x), self.k(source), self.v(source))
-        )
-        if positions is not None:
-            q, k = rotate(q, *positions), rotate(k, *positions)
-        return q, k, v
+        projected = self.q(x), self.k(source), self.v(source)  # (B, T, H D) each
+        q, k, v = (y.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for y in projected)  # (B, H, T, D)
+        return (q, k, v) if positions is None else (rotate(q, *positions), rotate(k, *positions), v)
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward, each with residual, dropout and LayerNorm after (1706.03762,
-    section 3.1); ``pre_norm`` puts the norm before, as everybody has since. (B, T, W) to (B, T, W)."""
+    """Self-attention and a feed-forward network, each followed by dropout, the residual addition and LayerNorm
+    (1706.03762, section 3.1). With ``pre_norm``, LayerNorm comes before each of them, as in most later models.
+    (B, T, W) to (B, T, W)."""
 
     def __init__(self, width: int, heads: int, feed_forward: int, dropout: float = 0.1, pre_norm: bool = False):
         super().__init__()
@@ -124,21 +115,21 @@ class EncoderLayer(nn.Module):
         self.dropout, self.pre_norm = nn.Dropout(dropout), pre_norm
 
     def forward(self, x, mask=None, causal=False):
-        x = self._add(0, x, lambda y: self.attention(y, mask=mask, causal=causal))
-        return self._add(-1, x, self.feed)
+        x = self._residual(0, x, lambda y: self.attention(y, mask=mask, causal=causal))
+        return self._residual(-1, x, self.feed)
 
     def feed(self, x):
         return self.down(self.dropout(F.relu(self.up(x))))
 
-    def _add(self, i, x, part):
+    def _residual(self, i, x, sublayer):
         if self.pre_norm:
-            return x + self.dropout(part(self.norms[i](x)))
-        return self.norms[i](x + self.dropout(part(x)))
+            return x + self.dropout(sublayer(self.norms[i](x)))
+        return self.norms[i](x + self.dropout(sublayer(x)))
 
 
 class DecoderLayer(EncoderLayer):
-    """*Masked* self-attention, then *cross-attention* to the encoder's output, then feed-forward.
-    x (B, T, W), context (B, S, W); ``mask`` is the context's."""
+    """*Masked* self-attention, *cross-attention* to the encoder's output, then the feed-forward network: x (B, T, W)
+    and context (B, S, W) to (B, T, W). ``mask`` applies to the context."""
 
     def __init__(self, width: int, heads: int, feed_forward: int, dropout: float = 0.1, pre_norm: bool = False):
         super().__init__(width, heads, feed_forward, dropout, pre_norm)
@@ -146,16 +137,14 @@ class DecoderLayer(EncoderLayer):
         self.norms.insert(1, nn.LayerNorm(width))
 
     def forward(self, x, context, mask=None):
-        x = self._add(0, x, lambda y: self.attention(y, causal=True))
-        x = self._add(1, x, lambda y: self.cross(y, context, mask=mask))
-        return self._add(-1, x, self.feed)
+        x = self._residual(0, x, lambda y: self.attention(y, causal=True))
+        x = self._residual(1, x, lambda y: self.cross(y, context, mask=mask))
+        return self._residual(-1, x, self.feed)
 
 
 class Transformer(nn.Module):
-    """The encoder-decoder of 2017: source (B, S) and target (B, T) token ids to logits (B, T, vocabulary).
-
-    One embedding serves source, target and output head (section 3.4). ``pad`` is never looked at.
-    """
+    """The encoder-decoder of 2017: source (B, S) and target (B, T) token ids to logits (B, T, vocabulary). Source,
+    target and output head share one embedding (section 3.4), and source tokens with the id ``pad`` are masked."""
 
     def __init__(self, vocabulary, width=96, heads=4, feed_forward=384, layers=2, dropout=0.1, pad=0):
         super().__init__()
@@ -171,8 +160,7 @@ class Transformer(nn.Module):
         return self.dropout(x + sinusoids(*x.shape[1:]).to(x))
 
     def encode(self, source):
-        mask = (source != self.pad)[:, None, None]  # (B, 1, 1, S)
-        x = self.embed(source)
+        x, mask = self.embed(source), (source != self.pad)[:, None, None]  # (B, S, W), (B, 1, 1, S)
         for layer in self.encoder:
             x = layer(x, mask)
         return x, mask
@@ -196,7 +184,7 @@ class LlamaConfig(Dimensions):
 
 
 class RMSNorm(nn.Module):
-    """x / root-mean-square(x), times a learnt gain (1910.07467); computed in fp32."""
+    """x / root-mean-square(x), computed in fp32, times a learned gain (1910.07467)."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -220,7 +208,7 @@ class SwiGLU(nn.Module):
 
 
 class LlamaBlock(nn.Module):
-    """Norm, attention, add; norm, SwiGLU, add."""
+    """Attention, then SwiGLU, each applied to the RMSNorm of x and added to x: (B, T, W) to (B, T, W)."""
 
     def __init__(self, c: LlamaConfig):
         super().__init__()
@@ -234,7 +222,7 @@ class LlamaBlock(nn.Module):
 
 
 class Llama(nn.Module):
-    """Token ids (B, T) to logits (B, T, vocabulary); with ``causal=False``, an encoder of the same blocks."""
+    """Token ids (B, T) to logits (B, T, vocabulary); with ``causal=False``, an encoder made of the same blocks."""
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
@@ -251,25 +239,21 @@ class Llama(nn.Module):
 
     def forward(self, ids, causal=True, caches: list[KVCache] | None = None, last_only=False):
         x = self.embedding(ids)
-        start = caches[0].used if caches else 0
-        positions = rope(ids.shape[1], self.config.head_width, self.config.theta, start)
+        c, start = self.config, caches[0].used if caches else 0
+        positions = rope(ids.shape[1], c.head_width, c.theta, start)
         for i, block in enumerate(self.blocks):
             x = block(x, positions, causal, cache=caches[i] if caches else None)
         return self.head(self.norm(x[:, -1:] if last_only else x))
 
     def new_caches(self, batch_size: int, length: int) -> list[KVCache]:
-        """Return one empty cache a layer, with room for ``length`` positions."""
-        c = self.config
-        return [
-            KVCache(batch_size, c.kv_heads, length, c.head_width, self.embedding.weight.data) for _ in range(c.layers)
-        ]
+        """Return one empty cache per layer, each with room for ``length`` positions."""
+        c, like = self.config, self.embedding.weight.data
+        return [KVCache(batch_size, c.kv_heads, length, c.head_width, like) for _ in range(c.layers)]
 
     def load(self, weights: dict[str, torch.Tensor]) -> "Llama":
-        """Take the weights of a Llama by the names they are published under: the tensors themselves, not copies."""
-        ours = {}
-        for name in self.state_dict():
-            theirs = published_name("embedding.weight" if name == "head.weight" and self.config.tied else name)
-            ours[name] = weights[theirs]
+        """Use the tensors of a published Llama checkpoint, given by their published names, without copying them."""
+        aliases = {"head.weight": "embedding.weight"} if self.config.tied else {}
+        ours = {name: weights[published_name(aliases.get(name, name))] for name in self.state_dict()}
         self.load_state_dict(ours, assign=True)
         if self.config.tied:
             self.head.weight = self.embedding.weight
@@ -277,7 +261,7 @@ class Llama(nn.Module):
 
     @classmethod
     def of(cls, model) -> "Llama":
-        """Return a transformers Llama as one of ours: same weights, shared, no memory of its own."""
+        """Return a ``Llama`` that shares the weights of a transformers Llama and needs no memory of its own."""
         c = model.config
         config = LlamaConfig(
             c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads,
@@ -289,7 +273,7 @@ class Llama(nn.Module):
 
 
 def published_name(ours: str) -> str:
-    """Return the name under which a Llama's checkpoint holds one of ``Llama``'s parameters."""
+    """Return the name that a parameter of ``Llama`` has in published checkpoints."""
     parts = {
         "embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head", "blocks": "model.layers",
         "attention": "self_attn", "feed_forward": "mlp", "attention_norm": "input_layernorm",

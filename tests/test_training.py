@@ -107,7 +107,7 @@ accelerator = Accelerator(cpu=True)
 torch.manual_seed(0)
 model = transformer.Llama(transformer.LlamaConfig(30, 16, 32, 2, 4, 2, 4))
 tokens = torch.randint(0, 30, (2_000,), generator=torch.Generator().manual_seed(0))
-plan = training.TrainingConfig(steps=12, rows=4, time=16, peak=1e-2)
+plan = training.TrainingConfig(steps=12, batch_size=4, context_length=16, learning_rate=1e-2)
 who = (accelerator.process_index, accelerator.num_processes)
 if sys.argv[2] == "sharded":
     whole = sum(p.numel() for p in model.parameters())
@@ -116,7 +116,7 @@ if sys.argv[2] == "sharded":
     assert sum(p.to_local().numel() for p in model.parameters()) == whole // 2
 else:
     model = accelerator.prepare(model)
-run = training.Trainer(model, plan, share=who).train(tokens, progress=False)
+run = training.Trainer(model, plan, shard=who).train(tokens, progress=False)
 losses = accelerator.gather(torch.tensor([run.losses])).mean(0)
 if accelerator.is_main_process:
     torch.save(losses, sys.argv[1])

@@ -1,0 +1,119 @@
+"""The shop: an invented web shop for household goods, the running example of the second half of the course.
+
+Its orders are a table in a SQLite database, which ``database`` makes in memory. ``questions`` returns questions about the
+orders with their SQL. ``run_sql`` executes a query that a model has written, and allows it nothing but to read.
+"""
+
+import random
+import sqlite3
+import tomllib
+
+from lecture_utils import data
+
+FOLDER = data.ASSETS / "shop"
+COLUMNS = ("id", "customer", "city", "product", "quantity", "price", "status", "month")
+SCHEMA = "orders(id, customer, city, product, quantity, price, status, month)"
+STATUSES = ("open", "shipped", "delivered", "returned", "cancelled")
+MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+          "December")  # fmt: skip
+FUNCTIONS = {"count", "sum", "avg", "min", "max", "round", "total", "upper", "lower", "like"}
+MAX_STEPS, MAX_ROWS = 20_000_000, 50_000  # of SQLite's virtual machine; of a result
+
+
+class QueryError(ValueError):
+    """A query was refused or failed; the message says why."""
+
+
+def values(split: str) -> dict[str, list[str]]:
+    """Return the customers, cities and products of ``train``, ``dev`` or ``test``. The three splits share none."""
+    return tomllib.loads((FOLDER / "values.toml").read_text(encoding="utf-8"))[split]
+
+
+def questions(split: str) -> list[dict]:
+    """Return the questions of ``train``, ``dev``, ``test`` or ``free``: question, sql, and the pattern it was made from.
+
+    The questions of ``test`` are made from patterns like those of ``train``, with values that never occur there, and half
+    of them with combinations of conditions that never occur there (``new``). Those of ``free`` were written individually
+    by writers who had not seen the patterns.
+    """
+    return data.read_jsonl(FOLDER / f"{split}.jsonl")
+
+
+def database(split: str = "test", orders: int = 40_000, seed: int = 0) -> sqlite3.Connection:
+    """Return a database in memory with one table, ``orders``, that can only be read.
+
+    Its customers, cities and products are the ``values`` of a split. There are so many orders that each combination of
+    three conditions is met by some of them, because two queries that both find nothing would count as equal.
+    """
+    rng, known = random.Random(seed), values(split)
+    connection = sqlite3.connect(":memory:")
+    connection.execute(
+        "CREATE TABLE orders (id INTEGER PRIMARY KEY, customer TEXT, city TEXT, product TEXT, "
+        "quantity INTEGER, price REAL, status TEXT, month TEXT)"
+    )
+    worth = {product: 4 * 10 ** rng.random() for product in known["products"]}  # 4 to 40 euros a piece
+    for number in range(1, orders + 1):
+        product, quantity = rng.choice(known["products"]), rng.choice((1, 1, 1, 2, 2, 3, 4, 5, 6, 8))
+        row = (
+            number, rng.choice(known["customers"]), rng.choice(known["cities"]), product, quantity,
+            round(quantity * worth[product] * 10 ** rng.uniform(-0.5, 0.8), 2),  # in many qualities
+            rng.choices(STATUSES, (2, 2, 6, 1, 1))[0], MONTHS[(number - 1) * 12 // orders],
+        )  # fmt: skip
+        connection.execute("INSERT INTO orders VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+    connection.commit()
+    connection.execute("PRAGMA query_only = ON")
+    connection.set_authorizer(_only_reading)
+    return connection
+
+
+def _only_reading(action, first, second, *_) -> int:
+    """Tell SQLite what a query may do: select, read the table of orders, and call a few harmless functions."""
+    allowed = (
+        action == sqlite3.SQLITE_SELECT
+        or (action == sqlite3.SQLITE_READ and first == "orders")
+        or (action == sqlite3.SQLITE_FUNCTION and second in FUNCTIONS)
+    )
+    return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
+
+
+def run_sql(connection: sqlite3.Connection, sql: str) -> tuple[list[str], list[tuple]]:
+    """Execute one query that a model or a stranger wrote; return its columns and rows, or raise a QueryError.
+
+    The database refuses everything but reading, and a query that takes too long or returns too much is stopped.
+    """
+    steps = 0
+
+    def watch() -> int:
+        nonlocal steps
+        steps += 1
+        return steps > 100  # not 0: stop
+
+    connection.set_progress_handler(watch, MAX_STEPS // 100)
+    try:
+        cursor = connection.execute(sql)
+        rows = cursor.fetchmany(MAX_ROWS + 1)
+    except (sqlite3.Error, sqlite3.Warning, UnicodeError) as error:
+        raise QueryError(str(error)) from None
+    finally:
+        connection.set_progress_handler(None, 0)
+    if cursor.description is None:
+        raise QueryError("this is not a query")
+    if len(rows) > MAX_ROWS:
+        raise QueryError(f"more than {MAX_ROWS:,} rows")
+    return [name for name, *_ in cursor.description], rows
+
+
+def same_result(connection: sqlite3.Connection, sql: str, reference: str) -> bool:
+    """Return whether a query gives the rows of the reference query: in the same order if the reference sorts them."""
+    expected = run_sql(connection, reference)[1]
+    try:
+        found = run_sql(connection, sql)[1]
+    except QueryError:
+        return False
+    in_order = "ORDER BY" in reference
+    return _rounded(found, in_order) == _rounded(expected, in_order)
+
+
+def _rounded(rows: list[tuple], in_order: bool) -> list[tuple]:
+    rounded = [tuple(round(value, 6) if isinstance(value, float) else value for value in row) for row in rows]
+    return rounded if in_order else sorted(rounded, key=repr)
