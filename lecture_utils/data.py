@@ -228,7 +228,14 @@ def render(tokenizer, question: str | list[dict], answer: str | None = None, **t
 
 
 def token_ids(tokenizer, question: str, answer: str, **template_options) -> tuple[list[int], list[int]]:
-    """Return prompt and completion (``render``) as token ids. Training and evaluation both see their concatenation."""
-    texts = render(tokenizer, question, answer, **template_options)
-    prompt, completion = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
-    return prompt, completion
+    """Return prompt and completion (``render``) as token ids. Training and evaluation both see their concatenation.
+
+    Both are tokenized together, because some tokenizers (Llama 2's, for example) put a space in front of a text that is
+    tokenized alone. If the text of the answer changes the tokens of the prompt, which the model sees without an answer
+    when it generates, they are tokenized apart.
+    """
+    prompt, completion = render(tokenizer, question, answer, **template_options)
+    alone, together = tokenizer([prompt, prompt + completion], add_special_tokens=False)["input_ids"]
+    if together[: len(alone)] == alone:
+        return alone, together[len(alone) :]
+    return alone, tokenizer(completion, add_special_tokens=False)["input_ids"]

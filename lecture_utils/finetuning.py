@@ -7,15 +7,17 @@ Each line of ``my.jsonl`` is one JSON object: {"question": "...", "answer": "...
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
 import sys
+import threading
 from pathlib import Path
 
-from lecture_utils import data, evaluation, models, plotting, runtime
+from lecture_utils import data, evaluation, gguf_export, models, plotting, runtime
 from lecture_utils.recipes import RECIPES, Recipe, get_recipe, lora_config, template_options, training_arguments
 
 
@@ -185,9 +187,33 @@ def finetune(recipe: Recipe, pairs, folder: Path | str, held_out=None, resume: b
 
 
 def export(folder: Path | str, target: Path | str) -> None:
-    """Save the merged model of an output folder as safetensors, with its tokenizer, for use in other tools."""
-    for part in load_finetuned(folder):
-        part.save_pretrained(target)
+    """Write the merged model to ``target``: as safetensors with its tokenizer, and as a GGUF file in 16 and in 8 bits."""
+    model, tokenizer = load_finetuned(folder)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    for kind in gguf_export.TYPES:
+        try:
+            gguf_export.write_gguf(model, tokenizer, Path(target) / f"model-{kind}.gguf", kind)
+        except ValueError as error:
+            print(f"No GGUF file was written. {error}")
+            return
+
+
+def serve(folder: Path | str, port: int = 8080):
+    """Offer the finetuned model at an OpenAI-compatible address of this machine, with llama.cpp. Return the server."""
+    try:
+        import xllamacpp
+    except ImportError:
+        raise models.ModelError("llama.cpp is missing. Install it with `pip install 'lecture-utils[serve]'`.") from None
+    path = Path(folder) / "model-Q8_0.gguf"
+    if not path.exists():
+        gguf_export.write_gguf(*load_finetuned(folder), path, "Q8_0")
+    settings = xllamacpp.CommonParams()
+    settings.model.path, settings.hostnames, settings.port = str(path), ["127.0.0.1"], port
+    settings.n_ctx, settings.n_parallel, settings.verbosity = 2048, 1, -1
+    server = xllamacpp.Server(settings)
+    print(f"Serving {path} at {server.listening_address}/v1 (OpenAI-compatible). Press Ctrl-C to stop.", flush=True)
+    return server
 
 
 def chat_loop(folder: Path | str, read=input) -> None:
@@ -225,6 +251,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--fresh", action="store_true", help="start clean instead of resuming")
     parser.add_argument("--chat", type=Path, metavar="FOLDER", help="chat with the model of --output FOLDER")
     parser.add_argument("--export", type=Path, nargs=2, metavar=("FOLDER", "TARGET"), help="merge and save to TARGET")
+    parser.add_argument("--serve", type=Path, metavar="FOLDER", help="serve it at an OpenAI-compatible local address")
+    parser.add_argument("--port", type=int, default=8080, help="of --serve (8080)")
     given = parser.parse_args(arguments)
     runtime.quiet()
     if runtime.scale() != "gpu":
@@ -233,8 +261,14 @@ def main(arguments: list[str] | None = None) -> None:
         return chat_loop(given.chat)
     if given.export:
         return export(*given.export)
+    if given.serve:
+        server = serve(given.serve, given.port)  # it runs in threads of its own, as long as it is referenced
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+        del server
+        return None
     if not given.data or not given.output:
-        parser.error("--data and --output are required to finetune (or use --chat or --export)")
+        parser.error("--data and --output are required to finetune (or use --chat, --export or --serve)")
     recipe = get_recipe(given.recipe or ("llama2-7b" if runtime.scale() == "gpu" else "laptop"))
     # A recipe's choice of layers is for its own model.
     changes = {"model": given.model, "epochs": given.epochs, "first_layer": 0 if given.model else None}

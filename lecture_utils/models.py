@@ -50,12 +50,25 @@ def load_tokenizer(name: str):
     else:
         tokenizer = _from_sources(card(name), AutoTokenizer.from_pretrained)
         tokenizer.chat_template = card(name).chat_template or tokenizer.chat_template
+        tokenizer.pad_token = card(name).pad_token or tokenizer.pad_token
+        _check_tokenizer(card(name), tokenizer)
     if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         if tokenizer.unk_token is None or tokenizer.unk_token_id == tokenizer.eos_token_id:
             raise ModelError(f"The tokenizer of {name} has no token to pad with. Set tokenizer.pad_token.")
         tokenizer.pad_token = tokenizer.unk_token  # it is in the vocabulary but never in a text
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def _check_tokenizer(known: ModelCard, tokenizer) -> None:
+    """Refuse a tokenizer whose tokens do not fit the model's embedding. This costs nothing, the weights gigabytes."""
+    ids = [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None]
+    rows = known.shape.vocabulary if known.shape else max(len(tokenizer), *ids)
+    if max(ids) >= rows or len(tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()) > rows:
+        raise ModelError(
+            f"The tokenizer of {known.name} has {len(tokenizer):,} tokens, but the model's embedding has {rows:,} rows. "
+            "It belongs to another model, so that nothing was loaded."
+        )
 
 
 def load_chat_model(name: str = LAPTOP_MODEL, quantization: str | None = None, dtype=None, double_quant: bool = True):

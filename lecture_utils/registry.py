@@ -11,6 +11,16 @@ CHATML = (
 )
 
 
+# The format of Llama 2's chat models, as Meta's code writes it (https://github.com/meta-llama/llama, generation.py).
+LLAMA2_CHAT = (
+    "{% set system = messages[0]['role'] == 'system' %}"
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' }}"
+    "{% if system and loop.index0 == 1 %}{{ '<<SYS>>\n' + messages[0]['content'].strip() + '\n<</SYS>>\n\n' }}{% endif %}"
+    "{{ message['content'].strip() + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'].strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+
+
 class ModelError(RuntimeError):
     """A model is not available. The message says why and what to do."""
 
@@ -63,6 +73,7 @@ class ModelCard:
     count: int = 0  # number of parameters, if there is no shape
     chat_template: str | None = None  # None for the tokenizer's own
     template_options: tuple[tuple[str, object], ...] = ()
+    pad_token: str | None = None  # None for the tokenizer's own
 
     @property
     def parameters(self) -> int:
@@ -139,6 +150,7 @@ REGISTRY = {card.name: card for card in (
         sources=(Hub("NousResearch/Llama-2-7b-chat-hf"), Hub("meta-llama/Llama-2-7b-chat-hf")),
         note="The first source is an ungated mirror, and the second is Meta's own gated repository. The licence "
         "applies to both. The revisions are unverified, but the number of parameters is checked.",
+        chat_template=LLAMA2_CHAT, pad_token="<unk>",  # a mirror may lack the template, or pad with a token without a row
     ),
     ModelCard(
         name="qwen3-1.7b", role="a small open chat model, for a T4",

@@ -16,30 +16,27 @@ from pathlib import Path
 
 import psutil
 
-from lecture_utils import data, evaluation, finetuning, models, recipes, runtime, shapes
-
-LLAMA_CHAT = (
-    "{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
-    "{% else %}{{ ' ' + message['content'] + ' </s>' }}{% endif %}{% endfor %}"
-)
+from lecture_utils import data, evaluation, finetuning, models, recipes, registry, runtime, shapes
 
 
 def write_tokenizer(folder: Path, vocabulary: int, texts: list[str]) -> None:
-    """Train a byte-level BPE tokenizer on ``texts`` with Llama 2's special tokens and turns."""
-    from tokenizers import Tokenizer, decoders, models as parts, pre_tokenizers, trainers  # isort: skip
+    """Train a tokenizer like Llama 2's on ``texts``: its special tokens, its spaces ("▁"), and its chat template."""
+    from tokenizers import Tokenizer, decoders, models as parts, normalizers, pre_tokenizers, trainers  # isort: skip
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(parts.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer = Tokenizer(parts.BPE(unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
-    )
+        vocab_size=vocabulary, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False,
+        initial_alphabet=[chr(code) for code in range(33, 127)],
+    )  # fmt: skip
     tokenizer.train_from_iterator(texts, trainer)
     whole = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", chat_template=LLAMA_CHAT
-    )
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>",
+        chat_template=registry.LLAMA2_CHAT,
+    )  # fmt: skip
     whole.save_pretrained(folder)
 
 
