@@ -9,8 +9,6 @@ import dataclasses
 import datetime
 import os
 import platform
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -223,38 +221,15 @@ def searching() -> list[dict]:
     return rows + table(title, best(title, {"ours, a product": product, "FAISS, flat": faiss}), len(questions))
 
 
-def importing() -> list[dict]:
-    """Return what it costs to import the package, beside what it is made to spare: imports per second."""
-
-    def fresh(module: str):
-        return lambda: subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
-
-    title = "importing, a process each"
-    names = ("lecture_utils", "torch", "transformers", "lecture_utils.finetuning")
-    return table(title, best(title, {name: fresh(name) for name in names}), 1)
-
-
-def setting_up() -> list[dict]:
-    """Return `make setup` in a fresh clone with an empty home, and once more: setups per second."""
-    with tempfile.TemporaryDirectory() as folder:
-        clone, home = Path(folder) / "clone", Path(folder) / "home"
-        home.mkdir()
-        subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
-        bare = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "LECTURE_", "MAKE"))}
-        seconds = {}
-        for name in tqdm(("the first time", "again"), desc="setting up", leave=False):
-            start = time.perf_counter()
-            subprocess.run(
-                ["make", "setup"], cwd=clone, env=bare | {"HOME": str(home)}, check=True, capture_output=True
-            )
-            seconds[name] = time.perf_counter() - start
-    return table("make setup in a fresh clone", dict(reversed(seconds.items())), 1)
-
-
 def table(title: str, seconds: dict[str, float], units: int) -> list[dict]:
     first = seconds[next(iter(seconds))]
     return [
-        {"what": title, "who": who, "a second": f"{units / s:.3g}", "ours is faster by": f"{s / first:.2f}"}
+        {
+            "what": title,
+            "who": who,
+            "per second": f"{units / s:.3g}",
+            "speed of ours, as a multiple": f"{s / first:.2f}",
+        }
         for who, s in seconds.items()
     ]
 
@@ -294,11 +269,11 @@ def main() -> None:
     speed = [row for dtype in dtypes for rows in (1, 8) for row in writing(model, rows, dtype)]
     del model
     speed += training(models.card(models.LAPTOP_MODEL).shape)
-    speed += [*qlora(), *searching(), *importing(), *setting_up()]
+    speed += [*qlora(), *searching()]
     head = (
         f"# Benchmarks\n\nMeasured {datetime.date.today().isoformat()} with `make bench` on {os.cpu_count()} cores "
         f"({platform.machine()}, {'with' if len(dtypes) > 1 else 'without'} fast bf16), torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads. Ratios hold on one machine only; tokens (questions, imports, setups) a second are for orientation.\n"
+        f"{torch.get_num_threads()} threads. The ratios hold for one machine. The tokens (or questions) per second are for orientation.\n"
     )
     RESULTS.write_text(f"{head}\n{as_markdown(speed)}\n\n{as_markdown(quality)}\n", encoding="utf-8")
     print(RESULTS.read_text(encoding="utf-8"))

@@ -167,6 +167,8 @@ def _from_sources(known: ModelCard, load):
         except OSError as error:  # transformers turns every failure of the hub into an OSError
             if error.errno == errno.ENOSPC:
                 raise disk_error(error, cache_dir()) from error
+            if not isinstance(source, registry.Hub):
+                raise
             failures.append(f"  {source.repository}: {_hub_reason(error)}\n")
     raise ModelError(
         f"{known.name} could not be loaded from the hub.\n{''.join(failures)}"
