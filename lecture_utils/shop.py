@@ -1,7 +1,8 @@
 """The shop: an invented web shop for household goods, the running example of the second half of the course.
 
 Its orders are a table in a SQLite database, which ``database`` makes in memory. ``questions`` returns questions about the
-orders with their SQL. ``run_sql`` executes a query that a model has written, and allows it nothing but to read.
+orders with their SQL. ``run_sql`` executes a query that a model has written, and allows it nothing but to read. The shop
+also has a handbook for its customers, with questions about it.
 """
 
 import random
@@ -37,6 +38,20 @@ def questions(split: str) -> list[dict]:
     by writers who had not seen the patterns.
     """
     return data.read_jsonl(FOLDER / f"{split}.jsonl")
+
+
+def handbook() -> list[dict]:
+    """Return the 60 passages of the shop's handbook: id, title, text."""
+    return data.read_jsonl(FOLDER / "handbook.jsonl")
+
+
+def handbook_questions(answerable: bool = True) -> list[dict]:
+    """Return 160 questions that the handbook answers, or 40 that sound like these and that it does not answer.
+
+    Each of the 160 has its ``passage``, a ``key`` that a correct answer must contain, an ``answer``, and two or three
+    ``questions``: a direct phrasing, a customer's story, and a short one.
+    """
+    return data.read_jsonl(FOLDER / ("handbook_questions.jsonl" if answerable else "handbook_unanswerable.jsonl"))
 
 
 def database(split: str = "test", orders: int = 40_000, seed: int = 0) -> sqlite3.Connection:

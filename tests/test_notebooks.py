@@ -103,6 +103,14 @@ def test_heading_levels_do_not_jump(notebook):
             level = len(marks)
 
 
+def test_cells_that_only_draw_or_format_are_collapsed(notebook):
+    """In JupyterLab and in Colab; the site collapses them by their tag, and the decks leave their code out."""
+    for cell in code(notebook):
+        if "hide-input" in cell.metadata.get("tags", []):
+            assert cell.metadata.get("jupyter", {}).get("source_hidden") is True, cell.id
+            assert cell.metadata.get("cellView") == "form", cell.id
+
+
 def test_cells_are_small(notebook):
     lengths = []
     for cell in code(notebook):

@@ -119,6 +119,19 @@ def test_results_are_compared_and_not_the_queries(sql, reference, same, orders):
     assert shop.same_result(orders, sql, reference) is same
 
 
+def test_the_handbook_answers_its_questions():
+    passages = {row["id"]: row["text"] for row in shop.handbook()}
+    asked = shop.handbook_questions()
+    assert len(passages) == 60 and len(asked) == len({row["id"] for row in asked}) == 160
+    assert all(50 <= len(text.split()) <= 110 for text in passages.values())
+    for row in asked:
+        assert data.contains_key(passages[row["passage"]], row["key"]), row
+        assert data.contains_key(row["answer"], row["key"]) and len(row["questions"]) == 3
+        assert not any(data.contains_key(question, row["key"]) for question in row["questions"]), row
+    assert {row["passage"] for row in asked} == set(passages)
+    assert len({row["question"] for row in shop.handbook_questions(answerable=False)}) == 40
+
+
 def test_the_card_says_how_many_there_are():
     card = (shop.FOLDER / "README.md").read_text(encoding="utf-8")
     for split in ("train", "dev", "test", "free"):

@@ -205,6 +205,9 @@ def clean(notebook) -> None:
     notebook.metadata["language_info"] = {"name": "python"}
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        if "hide-input" in cell.metadata.get("tags", []):  # collapsed in JupyterLab and in Colab
+            cell.metadata.setdefault("jupyter", {})["source_hidden"] = True
+            cell.metadata["cellView"] = "form"
         if cell.cell_type != "code":
             continue
         kept = []
