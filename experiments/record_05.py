@@ -37,7 +37,8 @@ def main() -> None:
     held = {row["run"] for row in runner.done("05_held_out")}
     methods = {row["method"] for row in runner.done("05_methods")}
     runs = [("head", name) for name in HEADS if name not in heads]
-    runs += [("adapter", ADAPTER)] * (ADAPTER not in heads)
+    if ADAPTER not in heads:
+        runs.append(("adapter", ADAPTER))
     runs += [("ppo", name) for name in CONFIGS if name not in held]
     runs += [("method", name) for name in METHODS if name not in methods]
     for kind, name in runs:

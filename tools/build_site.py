@@ -97,7 +97,7 @@ def references(notebooks: dict) -> str:
     entries = [(max(work["texts"], key=len), work["cited"]) for work in works.values()]
     for text, citing in sorted(entries, key=lambda entry: by_author(entry[0])):
         where = ", ".join(
-            f"[{stem[:2]}]({stem}.ipynb#summary)" + f" ({place})" * bool(place) for stem, place in citing.items()
+            f"[{stem[:2]}]({stem}.ipynb#summary)" + (f" ({place})" if place else "") for stem, place in citing.items()
         )
         lines.append(f"- {ARXIV.sub(ARXIV_LINK, text)}. Cited in {where}.")
     return "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:]) + "\n"

@@ -397,6 +397,6 @@ if __name__ == "__main__":
     if given.jobs < 1:
         parser.error(f"--jobs {given.jobs}: at least one notebook runs at a time")
     try:
-        sys.exit(actions[given.action](given.notebook, *[given.jobs] * (given.action == "run")) > 0)
+        sys.exit(actions[given.action](given.notebook, *([given.jobs] if given.action == "run" else [])) > 0)
     except KeyboardInterrupt:
         sys.exit("\nStopped. What had not ended is as it was.")

@@ -78,7 +78,11 @@ def setup_cell(packages: tuple[str, ...], gpu: bool = False) -> str:
     slug, branch = project()
     extras = ",".join(extras_of(packages))
     wanted = f"lecture-utils[{extras}]" if extras else "lecture-utils"
-    arguments = [f'"{p}"' for p in packages] + [f'lecture="{lecture_utils.__version__}@{branch}"'] + gpu * ["gpu=True"]
+    arguments = (
+        [f'"{p}"' for p in packages]
+        + [f'lecture="{lecture_utils.__version__}@{branch}"']
+        + (["gpu=True"] if gpu else [])
+    )
     call = f"({', '.join(arguments)})"
     if len("SCALE = runtime.setup" + call) > 88:  # as ruff would wrap it: notebooks/ruff.toml
         call = f"(\n    {', '.join(arguments)}\n)"
