@@ -69,7 +69,7 @@ def fill(pattern: dict, values: dict[str, list[str]], rng: random.Random) -> dic
     question = pattern["text"].format(**filled)
     question = re.sub(r"\b([Aa])(?= [aeiou])", r"\1n", question)  # "a armchair"
     lowered = question == question.lower() or pattern["text"] == pattern["text"].lower()
-    return {"question": question if lowered else question[0].upper() + question[1:], "sql": sql(pattern, filled)}
+    return {"question": question if lowered else question[0].upper() + question[1:], "answer": sql(pattern, filled)}
 
 
 def make(patterns: list[dict], values: dict, count: int, seed: int) -> list[dict]:

@@ -31,7 +31,7 @@ def values(split: str) -> dict[str, list[str]]:
 
 
 def questions(split: str) -> list[dict]:
-    """Return the questions of ``train``, ``dev``, ``test`` or ``free``: question, sql, and the pattern it was made from.
+    """Return the questions of ``train``, ``dev``, ``test`` or ``free``, each with the SQL query that is its answer.
 
     The questions of ``test`` are made from patterns like those of ``train``, with values that never occur there, and half
     of them with combinations of conditions that never occur there (``new``). Those of ``free`` were written individually
