@@ -19,18 +19,16 @@ def finetune(method: str, pairs: int) -> dict:
 
     from lecture_utils import data, evaluation, finetuning, models, recipes, runtime
 
-    runtime.seed_everything(0)
     qa = data.lecture_qa()
     recipe = recipes.get_recipe("laptop")
     train = qa["train"].shuffle(seed=0).select(range(pairs))
-    with tempfile.TemporaryDirectory() as folder:
-        if method == "adapter":
-            model, tokenizer, trainer = finetuning.finetune(
-                recipe, train, folder, seed=0, save_strategy="no", disable_tqdm=True
-            )
-        else:
-            model, tokenizer = models.load_chat_model(recipe.model, dtype=torch.float32)
-            recipe = dataclasses.replace(recipe, learning_rate=LEARNING_RATE[method])
+    if method == "adapter":
+        model, tokenizer, trainer = runner.finetune(recipe, train)
+    else:
+        runtime.seed_everything(0)
+        model, tokenizer = models.load_chat_model(recipe.model, dtype=torch.float32)
+        recipe = dataclasses.replace(recipe, learning_rate=LEARNING_RATE[method])
+        with tempfile.TemporaryDirectory() as folder:
             trainer = finetuning.completion_trainer(
                 model=model,
                 args=recipes.training_arguments(recipe, folder, save_strategy="no", disable_tqdm=True),
@@ -38,21 +36,10 @@ def finetune(method: str, pairs: int) -> dict:
                 processing_class=tokenizer,
             )
             trainer.train()
-    report = evaluation.evaluate(model, tokenizer, qa["test"])
-    return {
-        "steps": trainer.state.global_step, "trained": models.count_parameters(model)[0],
-        "answer_loss": f"{report.loss:.3f}", "f1": f"{report.f1:.3f}", "key_accuracy": f"{report.key_accuracy:.3f}",
-        "peak_gb": f"{runtime.peak_memory_gb():.2f}",
-    }  # fmt: skip
-
-
-def main() -> None:
-    from lecture_utils import runtime
-
-    runtime.quiet()
-    runtime.use_less_memory()
-    runner.run("04_data_size", PLANNED, finetune, separately=True)
+    found = {"steps": trainer.state.global_step, "trained": models.count_parameters(model)[0]}
+    found |= runner.scores(evaluation.evaluate(model, tokenizer, qa["test"]))
+    return found | {"peak_gb": f"{runtime.peak_memory_gb():.2f}"}
 
 
 if __name__ == "__main__":
-    main()
+    runner.run("04_data_size", PLANNED, finetune, separately=True)

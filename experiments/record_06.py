@@ -8,7 +8,6 @@ Each run is a process of its own, so that its peak is its own.
 """
 
 import dataclasses
-import tempfile
 
 import psutil
 import runner
@@ -73,20 +72,13 @@ def family_run(method: str, seed: int, learning_rate: float, judged_on: str) -> 
 
 
 def rank_run(rank: int, seed: int) -> dict:
-    from lecture_utils import data, evaluation, finetuning, runtime
+    from lecture_utils import data, evaluation, models
 
     qa = data.lecture_qa()
     recipe = dataclasses.replace(recipes.get_recipe("laptop"), rank=rank, alpha=32, epochs=1.0)
-    runtime.seed_everything(seed)
-    with tempfile.TemporaryDirectory() as folder:
-        model, tokenizer, trainer = finetuning.finetune(
-            recipe, qa["train"], folder, seed=seed, save_strategy="no", disable_tqdm=True
-        )
+    model, tokenizer, _ = runner.finetune(recipe, qa["train"], seed)
     report = evaluation.evaluate(model, tokenizer, qa["test"])
-    return {
-        "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "answer_loss": round(report.loss, 3), "f1": round(report.f1, 3), "key_accuracy": round(report.key_accuracy, 3),
-    }  # fmt: skip
+    return {"trained": models.count_parameters(model)[0]} | runner.scores(report)
 
 
 def planned(part: str) -> list[dict]:
@@ -105,14 +97,6 @@ def planned(part: str) -> list[dict]:
 RUNS = {"memory": memory_run, "family": family_run, "rank": rank_run}
 
 
-def main() -> None:
-    from lecture_utils import runtime
-
-    runtime.quiet()
-    runtime.use_less_memory()
+if __name__ == "__main__":
     for part, once in RUNS.items():
         runner.run(f"06_{part}", planned(part), once, separately=True)
-
-
-if __name__ == "__main__":
-    main()

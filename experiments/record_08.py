@@ -4,7 +4,6 @@ Each run finetunes the laptop's model with one recipe and judges it on the 140 h
 """
 
 import dataclasses
-import tempfile
 
 import runner
 
@@ -30,30 +29,14 @@ def recipes() -> dict:
 
 
 def finetune(label: str) -> dict:
-    from lecture_utils import data, evaluation, finetuning, runtime
+    from lecture_utils import data, evaluation
 
     recipe, seed = recipes()[label]
     qa = data.lecture_qa()
-    runtime.seed_everything(seed)
-    with tempfile.TemporaryDirectory() as folder:
-        model, tokenizer, trainer = finetuning.finetune(
-            recipe, qa["train"], folder, seed=seed, save_strategy="no", disable_tqdm=True
-        )
-    report = evaluation.evaluate(model, tokenizer, qa["test"])
-    return {
-        "epochs": recipe.epochs, "seed": seed, "steps": trainer.state.global_step,
-        "answer_loss": f"{report.loss:.3f}", "f1": f"{report.f1:.3f}", "rouge_l": f"{report.rouge_l:.3f}",
-        "key_accuracy": f"{report.key_accuracy:.3f}",
-    }  # fmt: skip
-
-
-def main() -> None:
-    from lecture_utils import runtime
-
-    runtime.quiet()
-    runtime.use_less_memory()
-    runner.run("08_recipes", [{"label": label} for label in recipes()], finetune, separately=True)
+    model, tokenizer, trainer = runner.finetune(recipe, qa["train"], seed)
+    found = {"epochs": recipe.epochs, "seed": seed, "steps": trainer.state.global_step}
+    return found | runner.scores(evaluation.evaluate(model, tokenizer, qa["test"]))
 
 
 if __name__ == "__main__":
-    main()
+    runner.run("08_recipes", [{"label": label} for label in recipes()], finetune, separately=True)

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -43,11 +44,16 @@ def run(name: str, planned: Iterable[dict], once: Callable[..., dict], separatel
     """Do each planned run that the CSV lacks, and add its row: the run's own arguments, then what ``once`` returns.
 
     planned: the arguments of ``once``, which are also the first columns of the CSV. separately: each run is a process
-    of its own, so that its peak memory is its own; the script must then call ``run`` in the same way without arguments.
+    of its own, so that its peak memory is its own. It is the same script, in which only this one run is then done.
     """
-    if separately and sys.argv[1:3] == ["--run", name]:
-        arguments = json.loads(sys.argv[3])
-        add(name, arguments | once(**arguments))
+    from lecture_utils import runtime
+
+    runtime.quiet()
+    runtime.use_less_memory()
+    if sys.argv[1:2] == ["--run"]:
+        if sys.argv[2] == name:
+            arguments = json.loads(sys.argv[3])
+            add(name, arguments | once(**arguments))
         return
     rows = done(name)
     for arguments in planned:
@@ -59,6 +65,26 @@ def run(name: str, planned: Iterable[dict], once: Callable[..., dict], separatel
         else:
             add(name, arguments | once(**arguments))
         print("  ", done(name)[-1], flush=True)
+
+
+def finetune(recipe, pairs, seed: int = 0):
+    """Finetune a recipe without keeping its files; return (model, tokenizer, trainer)."""
+    from lecture_utils import finetuning, runtime
+
+    runtime.seed_everything(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        return finetuning.finetune(recipe, pairs, folder, seed=seed, save_strategy="no", disable_tqdm=True)
+
+
+def scores(report) -> dict[str, str]:
+    """Return the columns of an evaluation."""
+    found = {
+        "answer_loss": report.loss,
+        "f1": report.f1,
+        "rouge_l": report.rouge_l,
+        "key_accuracy": report.key_accuracy,
+    }
+    return {name: f"{value:.3f}" for name, value in found.items()}
 
 
 def packaged_weights(name: str) -> Path:

@@ -62,9 +62,11 @@ def load_tokenizer(name: str):
 
 def _check_tokenizer(known: ModelCard, tokenizer) -> None:
     """Refuse a tokenizer whose tokens do not fit the model's embedding. This costs nothing, the weights gigabytes."""
-    ids = [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None]
-    rows = known.shape.vocabulary if known.shape else max(len(tokenizer), *ids)
-    if max(ids) >= rows or len(tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()) > rows:
+    if known.shape is None:
+        return
+    rows = known.shape.vocabulary
+    special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    if tokenizer.vocab_size > rows or any(i is not None and i >= rows for i in special):
         raise ModelError(
             f"The tokenizer of {known.name} has {len(tokenizer):,} tokens, but the model's embedding has {rows:,} rows. "
             "It belongs to another model, so that nothing was loaded."
