@@ -71,13 +71,12 @@ def markdown_to_text(markdown: str) -> str:
 
 
 def sections(path: Path | str) -> list[Section]:
-    """Return the sections of a notebook in order, each with the Markdown below a heading that has an anchor. Speaker
-    notes, exercises, solutions and the summary are left out."""
+    """Return the sections of a notebook in order, each with the Markdown below a heading that has an anchor. Exercises,
+    solutions and the summary are left out."""
     path, heading = Path(path), None
     texts, titles = {}, {}
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        slide_type = cell.get("metadata", {}).get("slideshow", {}).get("slide_type")
-        if cell["cell_type"] != "markdown" or slide_type == "notes":
+        if cell["cell_type"] != "markdown":
             continue
         text = "".join(cell["source"])
         if anchor := ANCHOR.search(text):

@@ -201,17 +201,10 @@ def export(folder: Path | str, target: Path | str) -> None:
 
 def serve(folder: Path | str, port: int = 8080):
     """Offer the finetuned model at an OpenAI-compatible address of this machine, with llama.cpp. Return the server."""
-    try:
-        import xllamacpp
-    except ImportError:
-        raise models.ModelError("llama.cpp is missing. Install it with `pip install 'lecture-utils[serve]'`.") from None
     path = Path(folder) / "model-Q8_0.gguf"
     if not path.exists():
         gguf_export.write_gguf(*load_finetuned(folder), path, "Q8_0")
-    settings = xllamacpp.CommonParams()
-    settings.model.path, settings.hostnames, settings.port = str(path), ["127.0.0.1"], port
-    settings.n_ctx, settings.n_parallel, settings.verbosity = 2048, 1, -1
-    server = xllamacpp.Server(settings)
+    server = gguf_export.serve_gguf(path, port)
     print(f"Serving {path} at {server.listening_address}/v1 (OpenAI-compatible). Press Ctrl-C to stop.", flush=True)
     return server
 

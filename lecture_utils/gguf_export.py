@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from lecture_utils.registry import ModelError
+
 TYPES = ("F16", "Q8_0")  # 16 bits, or 8 bits with a scale for every 32 weights
 
 
@@ -82,3 +84,25 @@ def _add_tokenizer(writer, tokenizer, spec: dict, size: int) -> None:
     writer.add_pad_token_id(tokenizer.pad_token_id)
     writer.add_add_bos_token(False)  # the chat template writes all special tokens
     writer.add_chat_template(tokenizer.chat_template)
+
+
+def serve_gguf(path: Path | str, port: int = 0):
+    """Return a running llama.cpp server for a GGUF file (port 0: any free one). It stops when it is deleted."""
+    try:
+        import xllamacpp
+    except ImportError:
+        raise ModelError("llama.cpp is missing. Install it with `pip install 'lecture-utils[serve]'`.") from None
+    settings = xllamacpp.CommonParams()
+    settings.model.path, settings.hostnames, settings.port = str(path), ["127.0.0.1"], port
+    settings.n_ctx, settings.n_parallel, settings.verbosity = 2048, 1, -1
+    return xllamacpp.Server(settings)
+
+
+def ask_server(server, questions: list[str], max_tokens: int = 64) -> list[str]:
+    """Return the greedy answers of a llama.cpp server to questions, each in a conversation of its own."""
+    answers = []
+    for question in questions:
+        body = {"messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": max_tokens}
+        reply = server.handle_chat_completions(body)
+        answers.append(reply["choices"][0]["message"]["content"].strip())
+    return answers

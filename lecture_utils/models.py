@@ -21,10 +21,13 @@ def num_layers(name: str) -> int:
     return card(name).shape.layers
 
 
-def quantization_config(quantization: str | None, compute_dtype=None, double_quant: bool = True):
-    """Return the BitsAndBytesConfig for ``"nf4"``, ``"fp4"`` or ``"int8"``, or None without quantization."""
+def quantization_config(quantization, compute_dtype=None, double_quant: bool = True):
+    """Return the BitsAndBytesConfig for ``"nf4"``, ``"fp4"`` or ``"int8"``, or None without quantization. A
+    BitsAndBytesConfig is returned as it is."""
     from transformers import BitsAndBytesConfig
 
+    if isinstance(quantization, BitsAndBytesConfig):
+        return quantization
     four_bits = {"load_in_4bit": True, "bnb_4bit_quant_type": quantization, "bnb_4bit_compute_dtype": compute_dtype,
                  "bnb_4bit_use_double_quant": double_quant}  # fmt: skip
     kinds = {None: None, "int8": {"load_in_8bit": True}, "nf4": four_bits, "fp4": four_bits}
@@ -73,10 +76,10 @@ def _check_tokenizer(known: ModelCard, tokenizer) -> None:
         )
 
 
-def load_chat_model(name: str = LAPTOP_MODEL, quantization: str | None = None, dtype=None, double_quant: bool = True):
+def load_chat_model(name: str = LAPTOP_MODEL, quantization=None, dtype=None, double_quant: bool = True):
     """Return ``(model, tokenizer)`` of a registered model or of a folder, with the model in eval mode.
 
-    quantization: None, ``"nf4"`` (4-bit NormalFloat, QLoRA section 3), ``"fp4"`` or ``"int8"``.
+    quantization: None, ``"nf4"`` (4-bit NormalFloat, QLoRA section 3), ``"fp4"`` or ``"int8"``, or a BitsAndBytesConfig.
     dtype: the torch dtype of computations and of weights that are not quantized (default: ``runtime.compute_dtype``).
     If the model is missing or damaged or does not fit, the message of the ModelError says what to do.
     """

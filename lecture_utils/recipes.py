@@ -89,21 +89,29 @@ def lora_config(recipe: Recipe):
     )  # fmt: skip
 
 
-def training_arguments(recipe: Recipe, folder: Path | str, **overrides):
-    """Return the recipe's SFTConfig of TRL; ``overrides`` are further arguments of SFTConfig and take precedence."""
+def hardware_arguments(recipe: Recipe) -> dict:
+    """Return those arguments of SFTConfig that depend on the machine: the precision, the device and the optimizer."""
     import torch
-    from trl import SFTConfig
 
     cuda, dtype = runtime.device() == "cuda", runtime.compute_dtype()
-    arguments = dict(
+    return dict(
+        optim=recipe.optimizer if cuda else "adamw_torch_fused", use_cpu=not cuda, dataloader_pin_memory=cuda,
+        fp16=dtype == torch.float16, bf16=dtype == torch.bfloat16,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+    )  # fmt: skip
+
+
+def training_arguments(recipe: Recipe, folder: Path | str, **overrides):
+    """Return the recipe's SFTConfig of TRL; ``overrides`` are further arguments of SFTConfig and take precedence."""
+    from trl import SFTConfig
+
+    arguments = hardware_arguments(recipe) | dict(
         output_dir=str(folder), seed=0, num_train_epochs=recipe.epochs,
         per_device_train_batch_size=recipe.batch_size, train_sampling_strategy="group_by_length",
         gradient_accumulation_steps=recipe.gradient_accumulation_steps, max_length=recipe.max_length,
         learning_rate=recipe.learning_rate, lr_scheduler_type=recipe.lr_scheduler_type,
         warmup_steps=recipe.warmup_ratio, weight_decay=recipe.weight_decay, max_grad_norm=recipe.max_grad_norm,
-        optim=recipe.optimizer if cuda else "adamw_torch_fused", completion_only_loss=recipe.completion_only_loss,
-        gradient_checkpointing=recipe.gradient_checkpointing, use_cpu=not cuda, dataloader_pin_memory=cuda,
-        fp16=dtype == torch.float16, bf16=dtype == torch.bfloat16, logging_steps=25, report_to="none",
+        completion_only_loss=recipe.completion_only_loss, logging_steps=25, report_to="none",
         save_strategy="steps", save_steps=50, save_total_limit=1,
         disable_tqdm=False,  # the default depends on the logging level
     )  # fmt: skip

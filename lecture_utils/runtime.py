@@ -197,6 +197,16 @@ def peak_memory_gb() -> float:
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
+def peak_memory() -> str:
+    """Return the peak memory of this process in words, with that of the GPU if there is one."""
+    import torch
+
+    text = f"{peak_memory_gb():.2f} GB of main memory"
+    if device() == "cuda":
+        text += f" and {torch.cuda.max_memory_allocated() / 1e9:.2f} GB of GPU memory"
+    return text
+
+
 def quiet() -> None:
     """Hide other libraries' advice and inner progress bars, but not errors. Call this before importing transformers."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -9,7 +9,7 @@ import random
 import sqlite3
 import tomllib
 
-from lecture_utils import data
+from lecture_utils import data, plotting
 
 FOLDER = data.ASSETS / "shop"
 COLUMNS = ("id", "customer", "city", "product", "quantity", "price", "status", "month")
@@ -31,11 +31,11 @@ def values(split: str) -> dict[str, list[str]]:
 
 
 def questions(split: str) -> list[dict]:
-    """Return the questions of ``train``, ``dev``, ``test`` or ``free``, each with the SQL query that is its answer.
+    """Return the questions of a split, each with the SQL query that is its answer.
 
-    The questions of ``test`` are made from patterns like those of ``train``, with values that never occur there, and half
+    split: ``train``, ``dev``, ``dev_free``, ``test`` or ``free``. The questions of ``test`` are made from patterns like those of ``train``, with values that never occur there, and half
     of them with combinations of conditions that never occur there (``new``). Those of ``free`` were written individually
-    by writers who had not seen the patterns.
+    by writers who had not seen the patterns. ``dev`` and ``dev_free`` are such questions with other values, for choices.
     """
     return data.read_jsonl(FOLDER / f"{split}.jsonl")
 
@@ -116,6 +116,16 @@ def run_sql(connection: sqlite3.Connection, sql: str) -> tuple[list[str], list[t
     if len(rows) > MAX_ROWS:
         raise QueryError(f"more than {MAX_ROWS:,} rows")
     return [name for name, *_ in cursor.description], rows
+
+
+def show_result(connection: sqlite3.Connection, sql: str, most: int = 5):
+    """Execute a query as ``run_sql`` does and return its first rows as an HTML table, or the error as a one-line table."""
+    try:
+        columns, rows = run_sql(connection, sql)
+    except QueryError as error:
+        return plotting.table([{"refused": str(error)}])
+    shown = [dict(zip(columns, row, strict=True)) for row in rows[:most]] or [dict.fromkeys(columns, "")]
+    return plotting.table(shown, f"{len(rows):,} row{'' if len(rows) == 1 else 's'}")
 
 
 def same_result(connection: sqlite3.Connection, sql: str, reference: str) -> bool:

@@ -1,5 +1,4 @@
 import json
-import urllib.request
 
 import gguf
 import numpy as np
@@ -70,12 +69,6 @@ def test_llama_cpp_answers_as_transformers_does(tmp_path):
     gguf_export.write_gguf(model, tokenizer, tmp_path / "model-Q8_0.gguf", "Q8_0")
     (tmp_path / "recipe.json").write_text(json.dumps({"name": recipes.get_recipe("laptop").name}))
     server = finetuning.serve(tmp_path, port=8137)
-    for question in ("What is the capital of France?", "How many days has a week?"):
-        body = {"messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 12}
-        request = urllib.request.Request(
-            f"{server.listening_address}/v1/chat/completions",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )
-        said = json.load(urllib.request.urlopen(request))["choices"][0]["message"]["content"].strip()
-        assert said == evaluation.generate_answers(model, tokenizer, [question], max_new_tokens=12)[0]
+    questions = ["What is the capital of France?", "How many days has a week?"]
+    found = gguf_export.ask_server(server, questions, max_tokens=12)
+    assert found == [evaluation.generate_answers(model, tokenizer, [q], max_new_tokens=12)[0] for q in questions]

@@ -15,7 +15,7 @@ from lecture_utils import data
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 OUTLINE = data.outline()
-SLIDES = {"slide", "subslide", "fragment", "skip", "notes", "-"}
+SLIDES = {"slide", "subslide", "fragment", "skip", "-"}
 ANCHOR = re.compile(r'<a id="([a-z0-9-]+)"></a>')
 
 
@@ -48,7 +48,7 @@ def sections(nb) -> dict[str, str]:
     for cell in markdown(nb):
         if match := ANCHOR.search(cell.source):
             here = match.group(1)
-        if here and cell.metadata.slideshow.slide_type != "notes":
+        if here:
             found[here] = found.get(here, "") + "\n" + cell.source
     return found
 
@@ -127,7 +127,6 @@ def test_cells_are_small(notebook):
 def test_every_cell_has_a_slide_type(notebook):
     for cell in notebook.cells:
         assert cell.metadata.get("slideshow", {}).get("slide_type") in SLIDES, cell.source[:60]
-    assert any(cell.metadata.slideshow.slide_type == "notes" for cell in notebook.cells), "no speaker notes"
 
 
 def test_predictions_corrections_and_three_ways(notebook):

@@ -35,13 +35,12 @@ def test_plain_keeps_formulas_and_code_and_drops_marks():
     assert chunking.markdown_to_text("[![badge](a.svg)](b)\n\n> quoted\n\n\n\n## Title") == "quoted\n\nTitle"
 
 
-def test_sections_leave_out_notes_code_exercises_and_what_stands_before_the_first_heading(tmp_path):
+def test_sections_leave_out_code_exercises_and_what_stands_before_the_first_heading(tmp_path):
     path = notebook(
         tmp_path,
         ("markdown", "# The notebook", "slide"),
         ("markdown", '<a id="one"></a>\n\n## First things\n\nThe first.', "slide"),
         ("code", "x = 1", "-"),
-        ("markdown", "For the lecturer.", "notes"),
         ("markdown", "More of the first.", "fragment"),
         ("markdown", '<a id="exercises"></a>\n\n## Exercises\n\nDo this.', "slide"),
         ("markdown", '<a id="two"></a>\n\n## Second things\n\nThe second.', "slide"),

@@ -22,7 +22,7 @@ def solutions(notebook):
     return [cell for cell in notebook.cells if "solution" in cell.metadata.get("tags", [])]
 
 
-def test_solutions_outputs_notes_and_badges_are_gone_and_the_rest_is_there(pair):
+def test_solutions_outputs_and_badges_are_gone_and_the_rest_is_there(pair):
     notebook, copy = pair
     nbformat.validate(copy)
     assert solutions(notebook) and not solutions(copy)
@@ -30,7 +30,6 @@ def test_solutions_outputs_notes_and_badges_are_gone_and_the_rest_is_there(pair)
     assert "colab.research" not in copy.cells[0].source and "colab.research" in notebook.cells[0].source
     left = [cell.id for cell in copy.cells if cell.id != "progress" and not cell.id.endswith("-check")]
     gone = {cell.id for cell in solutions(notebook)}
-    gone |= {cell.id for cell in notebook.cells if cell.metadata.slideshow.slide_type == "notes"}
     assert left == [cell.id for cell in notebook.cells if cell.id not in gone]
 
 

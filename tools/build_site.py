@@ -29,9 +29,8 @@ PLACE = re.compile(r" \(((?:sections?|tables?|figures?) [^)]*)\)|, (table \d+)(?
 
 
 def prepare(notebook):
-    """Return a notebook as its page shows it: without speaker notes and remote pictures,
-    solutions collapsed, figures with their alternative text."""
-    page = lecture.offline(notebook, notes=False)
+    """Return a notebook as its page shows it: without remote pictures, solutions collapsed, figures with their alternative text."""
+    page = lecture.offline(notebook)
     for cell in page.cells:
         if "**References.**" in cell.source:
             cell.source = ARXIV.sub(ARXIV_LINK, cell.source)

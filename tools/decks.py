@@ -35,12 +35,15 @@ def arrange(notebook, stem: str):
 
     What follows a prediction is a step of its own, so that the hall can guess before it sees.
     """
-    copy = lecture.offline(notebook, notes=True, suffix=".html", anchor="#/")
+    copy = lecture.offline(notebook, suffix=".html", anchor="#/")
     notes = tomllib.loads(NOTES.read_text(encoding="utf-8")).get(stem, {}) if NOTES.exists() else {}
     title, _, rest = copy.cells[0].source.partition("\n")
     _, _, rest = rest.strip().partition("\n")  # the line of badges
     about, _, plan = rest.strip().partition("\n\n")
-    cells = [markdown(f"{title}\n\n{about}", "slide"), markdown(f"### In this notebook\n\n{plan}", "subslide")]
+    cells = [markdown(f"{title}\n\n{about}", "slide")]
+    if start := notes.get("start"):
+        cells.append(markdown(start, "notes"))
+    cells.append(markdown(f"### In this notebook\n\n{plan}", "subslide"))
     section, predicted = 0, False
     for cell in copy.cells[1:]:
         slide_type = cell.metadata.slideshow.slide_type
@@ -48,7 +51,7 @@ def arrange(notebook, stem: str):
             continue
         if predicted and slide_type == "-":
             cell.metadata.slideshow.slide_type = "fragment"
-        predicted = predicted and slide_type == "notes"
+        predicted = False
         if cell.cell_type == "code" and "exercises.check" in cell.source:  # the check holds the answer
             cell.source, cell.outputs = lecture.split_exercise(cell.source)[0], []
         cells.append(cell)
@@ -60,10 +63,6 @@ def arrange(notebook, stem: str):
                 cell.source = ANCHOR.sub(lambda m, number=number: f"{m[1]}## {number} {m[3]}", cell.source)
                 if note := notes.get(found[2]):
                     cells.append(markdown(note, "notes"))
-    first_note = next((c for c in cells if c.metadata.slideshow.slide_type == "notes"), None)
-    if first_note is not None:  # how to run the whole notebook: it belongs on the title slide
-        cells.remove(first_note)
-        cells.insert(1, first_note)
     copy.cells = cells
     return copy
 

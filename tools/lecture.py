@@ -328,17 +328,15 @@ def emptied(notebook):
     return copy
 
 
-def offline(notebook, notes: bool, suffix: str = ".ipynb", anchor: str = "#"):
-    """Return a copy whose badges are plain links (their pictures are remote), with the speaker
-    notes or without. Links to other notebooks get the ``suffix`` and what leads to a heading."""
+def offline(notebook, suffix: str = ".ipynb", anchor: str = "#"):
+    """Return a copy whose badges are plain links, because their pictures are remote. Links to other notebooks get the
+    ``suffix``, and those to a heading the ``anchor``."""
     copy = deepcopy(notebook)
     for cell in copy.cells:
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"\[!\[([^\]]*)\]\(https?:[^)]*\)\]", r"[\1]", cell.source)
             other = re.compile(r"(?<=\]\()(\d\d_\w+)\.ipynb(#)?")
             cell.source = other.sub(lambda m: m[1] + suffix + (anchor if m[2] else ""), cell.source)
-    if not notes:
-        copy.cells = [c for c in copy.cells if c.metadata.get("slideshow", {}).get("slide_type") != "notes"]
     return copy
 
 
@@ -354,7 +352,7 @@ def to_html(notebook, name: str, how: str = "") -> str:
 
     exporter = HTMLExporter(template_name="page", extra_template_basedirs=[str(TEMPLATES)], embed_images=True)
     resources = {"metadata": {"name": name}, "lecture": {"mathjax": mathjax(), "how": how}}
-    page = offline(notebook, notes=False, suffix=".html")  # the other pages lie beside this one
+    page = offline(notebook, suffix=".html")  # the other pages lie beside this one
     return exporter.from_notebook_node(page, resources=resources)[0]
 
 

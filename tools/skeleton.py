@@ -86,7 +86,6 @@ def skeleton(stem: str) -> nbformat.NotebookNode:
     header = {"title": plan["title"], "badges": links.badges(stem), "sections": " and ".join(plan["lecture"])}
     add(new_markdown_cell, HEADER.format(**header), "slide")
     add(new_code_cell, links.setup_cell(("torch",), plan["gpu"]), "skip")
-    add(new_markdown_cell, "For the lecturer: what to wait for, what to ask, what to leave out.", "notes")
     add(new_code_cell, IMPORTS)
     for heading, words in plan["headings"].items():
         title = f'<a id="{heading}"></a>\n\n## {words}'

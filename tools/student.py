@@ -1,4 +1,4 @@
-"""Write build/student/*.ipynb: the notebooks without solutions, outputs and speaker notes, for handing out.
+"""Write build/student/*.ipynb: the notebooks without solutions and outputs, for handing out.
 
 An exercise's check, which holds the answer, stands in a folded cell of its own. Behind the exercises stands
 one cell more, which counts those that are right.
@@ -20,14 +20,14 @@ FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # for Jupyter
 
 
 def student_copy(notebook):
-    """Return a copy without solutions, speaker notes, outputs and badges, with a cell that counts."""
+    """Return a copy without solutions, outputs and badges, with a cell that counts."""
     copy = lecture.emptied(notebook)
     kept = []
     for cell in copy.cells:
         if cell.id == "summary":
             slide = {"slideshow": {"slide_type": "skip"}}
             kept.append(new_code_cell("exercises.progress();", id="progress", metadata=slide))
-        if "solution" in cell.metadata.get("tags", []) or cell.metadata.slideshow.slide_type == "notes":
+        if "solution" in cell.metadata.get("tags", []):
             continue
         kept.append(cell)
         if cell.cell_type == "code":
