@@ -20,7 +20,7 @@ def finetune(method: str, pairs: int) -> dict:
     from lecture_utils import data, evaluation, finetuning, models, recipes, runtime
 
     qa = data.lecture_qa()
-    recipe = recipes.get_recipe("laptop")
+    recipe = recipes.get_recipe("laptop-facts")
     train = qa["train"].shuffle(seed=0).select(range(pairs))
     if method == "adapter":
         model, tokenizer, trainer = runner.finetune(recipe, train)

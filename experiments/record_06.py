@@ -75,7 +75,7 @@ def rank_run(rank: int, seed: int) -> dict:
     from lecture_utils import data, evaluation, models
 
     qa = data.lecture_qa()
-    recipe = dataclasses.replace(recipes.get_recipe("laptop"), rank=rank, alpha=32, epochs=1.0)
+    recipe = dataclasses.replace(recipes.get_recipe("laptop-facts"), rank=rank, alpha=32, epochs=1.0)
     model, tokenizer, _ = runner.finetune(recipe, qa["train"], seed)
     report = evaluation.evaluate(model, tokenizer, qa["test"])
     return {"trained": models.count_parameters(model)[0]} | runner.scores(report)

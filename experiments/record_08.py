@@ -1,42 +1,283 @@
-"""Reproduce the recorded runs of notebook 08: `make record NB=08`, about 40 minutes on two cores.
+"""Reproduce the recorded runs of notebook 08: `make record NB=08`, about two hours on two cores without bf16.
 
-Each run finetunes the laptop's model with one recipe and judges it on the 140 held-out phrasings.
+08_baselines: what answers without finetuning. 08_trials: how the settings were chosen, on the development set. 08_runs: the
+laptop's model finetuned on the shop's questions, with other data, seeds or settings (not recorded yet). 08_forms: the
+merged and exported forms of an adapter that was trained as in the notebook.
 """
 
 import dataclasses
+import random
+import re
+import tempfile
+from pathlib import Path
 
+import make_shop
 import runner
 
-
-def recipes() -> dict:
-    """Return (recipe, seed) of every recorded run by its label."""
-    from lecture_utils.recipes import get_recipe
-
-    ours, change = get_recipe("laptop"), dataclasses.replace
-    every = change(ours, first_layer=0)
-    return {  # ours with seed 0 is the notebook's live run
-        "ours, seed 1": (ours, 1),
-        "ours, seed 2": (ours, 2),
-        "all layers": (every, 0),
-        "all layers, seed 1": (every, 1),
-        "all layers, seed 2": (every, 2),
-        "all layers, one epoch": (change(every, epochs=1.0), 0),
-        "all layers, three epochs": (change(every, epochs=3.0), 0),
-        "the lecture's settings": (get_recipe("laptop-2023"), 0),
-        "ours, one epoch": (change(ours, epochs=1.0), 0),
-        "ours, three epochs": (change(ours, epochs=3.0), 0),
-    }
+PAIRS = 1_600  # of the notebook's live run
 
 
-def finetune(label: str) -> dict:
-    from lecture_utils import data, evaluation
+def training_set(patterns: int, values: int, pairs: int, space: bool = True):
+    """Return training pairs from some of the patterns and some of the values; with all of both, the packaged ones."""
+    from datasets import Dataset
 
-    recipe, seed = recipes()[label]
-    qa = data.lecture_qa()
-    model, tokenizer, trainer = runner.finetune(recipe, qa["train"], seed)
-    found = {"epochs": recipe.epochs, "seed": seed, "steps": trainer.state.global_step}
-    return found | runner.scores(evaluation.evaluate(model, tokenizer, qa["test"]))
+    from lecture_utils import data, shop
+
+    rows = shop.questions("train")[:pairs]
+    old = [p for p in data.read_jsonl(shop.FOLDER / "patterns.jsonl") if not make_shop.is_new(p)]
+    if patterns < len(old) or values < 300:
+        rng = random.Random(0)
+        known = {kind: rng.sample(names, min(values, len(names))) for kind, names in shop.values("train").items()}
+        rows = make_shop.make(rng.sample(old, patterns), known, pairs, seed=0)
+    change = shop.for_the_model if space else str
+    return Dataset.from_list([row | {"answer": change(row["answer"])} for row in rows])
+
+
+def planned() -> list[dict]:
+    """Return the arguments of each run, each differing in one thing from the notebook's own: its series and label, then
+    what its training set and its training are like."""
+    usual = {"recipe": "laptop", "pairs": PAIRS, "patterns": 749, "values": 300, "space": 1, "seed": 0}
+    return [
+        {"series": "space", "label": "no space before values"} | usual | {"space": 0},
+        {"series": "patterns", "label": "100 patterns"} | usual | {"patterns": 100},
+        {"series": "patterns", "label": "25 patterns"} | usual | {"patterns": 25},
+        {"series": "values", "label": "20 names per column"} | usual | {"values": 20},
+        {"series": "settings", "label": "settings of 2023"} | usual | {"recipe": "laptop-2023"},
+        {"series": "seeds", "label": "another seed"} | usual | {"seed": 1},
+        {"series": "seeds", "label": "a third seed"} | usual | {"seed": 2},
+    ]
+
+
+def merged(folder: Path | str, dequantized: bool = True):
+    """Return the laptop's model with an adapter merged into its dequantized 4-bit weights, or into the 16-bit ones."""
+    from peft import PeftModel
+
+    from lecture_utils import models
+
+    base, tokenizer = models.load_chat_model(quantization="nf4" if dequantized else None)
+    base = base.dequantize() if dequantized else base
+    return PeftModel.from_pretrained(base, str(folder)).merge_and_unload().eval(), tokenizer
+
+
+def answers(model, tokenizer, split: str) -> list[str]:
+    from lecture_utils import evaluation, shop
+
+    questions = [row["question"] for row in shop.questions(split)]
+    written = evaluation.generate_answers(model, tokenizer, questions, max_new_tokens=64)
+    return [shop.for_the_database(text) for text in written]
+
+
+def right(split: str, found: list[str]) -> list[bool]:
+    """Return which queries give the right result."""
+    from lecture_utils import shop
+
+    database = shop.database("dev" if split.startswith("dev") else "test")
+    rows = shop.questions(split)
+    return [shop.same_result(database, sql, row["answer"]) for sql, row in zip(found, rows, strict=True)]
+
+
+def counts(model, tokenizer) -> dict:
+    """Return how many questions of each set are answered, and how many of the test set's new combinations."""
+    from lecture_utils import shop
+
+    found = {name: right(name, answers(model, tokenizer, name)) for name in ("test", "free")}
+    new = [ok for ok, row in zip(found["test"], shop.questions("test"), strict=True) if row["new"]]
+    return {name: sum(ok) for name, ok in found.items()} | {"new": sum(new)}
+
+
+def finetune(series, label, recipe: str, pairs: int, patterns: int, values: int, space: int, seed: int) -> dict:
+    from lecture_utils import recipes
+
+    rows = training_set(patterns, values, pairs, bool(space))
+    model, tokenizer, trainer = runner.finetune(recipes.get_recipe(recipe), rows, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        steps = trainer.state.global_step
+        del model, trainer
+        return {"steps": steps} | counts(*merged(folder))
+
+
+TRIALS = (
+    ("upper half", "no", 8, 4e-3, 1_720, "group_by_length"),
+    ("all", "no", 8, 4e-3, 1_720, "group_by_length"),
+    ("all", "yes", 8, 4e-3, PAIRS, "group_by_length"),
+    ("all", "yes", 4, 3e-3, PAIRS, "group_by_length"),
+    ("all", "yes", 4, 3e-3, PAIRS, "random"),
+)
+
+
+def trial(layers: str, space: str, batch_size: int, learning_rate: float, pairs: int, order: str) -> dict:
+    """Train with other settings and judge on the development set: this is how the settings were chosen."""
+    from lecture_utils import recipes
+
+    recipe = dataclasses.replace(
+        recipes.get_recipe("laptop"),
+        first_layer=15 * (layers != "all"),
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+    )
+    rows = training_set(749, 300, pairs, space == "yes")
+    model, tokenizer, _ = runner.finetune(recipe, rows, train_sampling_strategy=order)
+    return {"dev": sum(right("dev", answers(model, tokenizer, "dev")))}
+
+
+def adapter() -> Path:
+    """Return the folder of an adapter that was trained as in the notebook; train it first if it is not there."""
+    from lecture_utils import recipes
+
+    folder = Path("runs/08_adapter")
+    if not folder.exists():
+        model, _, _ = runner.finetune(recipes.get_recipe("laptop"), training_set(749, 300, PAIRS))
+        model.save_pretrained(folder)
+    return folder
+
+
+def slots(known: dict[str, list[str]]) -> re.Pattern:
+    """Return a pattern that finds names, months and numbers, each in a group with the name of its kind."""
+    from lecture_utils import shop
+
+    products = [*map(make_shop.plural, known["products"]), *known["products"]]
+    values = {"customer": known["customers"], "city": known["cities"], "product": products, "month": shop.MONTHS}
+    parts = [f"(?P<{kind}>{'|'.join(map(re.escape, names))})" for kind, names in values.items()]
+    return re.compile(rf"(?i)\b(?:{'|'.join(parts)}|(?P<number>\d+))\b")
+
+
+def found_values(question: str, pattern: re.Pattern) -> tuple[str, dict[str, list[str]]]:
+    """Return a question with placeholders for what ``slots`` finds in it, and the replaced texts by kind."""
+    found = {}
+    for match in pattern.finditer(question):
+        found.setdefault(match.lastgroup, []).append(match[0])
+    return pattern.sub(lambda match: f" {match.lastgroup}slot ", question), found
+
+
+def look_up(exchange: bool):
+    """Return a function that answers a question with the query of the training question that shares the most words;
+    with ``exchange``, the names of both are ignored in the comparison and exchanged in the query."""
+    from lecture_utils import data, shop
+
+    pairs, pattern = shop.questions("train"), slots(shop.values("train"))
+    split, pattern = [found_values(pair["question"], pattern) for pair in pairs], slots(shop.values("test"))
+    singular = {make_shop.plural(name): name for split in ("train", "test") for name in shop.values(split)["products"]}
+    known = [
+        set(data.words(text if exchange else pair["question"])) for (text, _), pair in zip(split, pairs, strict=True)
+    ]
+
+    def answer(question: str) -> str:
+        text, values = found_values(question, pattern)
+        asked = set(data.words(text if exchange else question))
+        best = max(range(len(known)), key=lambda i: len(asked & known[i]) / len(asked | known[i]))
+        sql = pairs[best]["answer"]
+        if exchange:
+            for kind, old in split[best][1].items():
+                for before, after in zip(old, values.get(kind, []), strict=False):
+                    before, after = singular.get(before.lower(), before), singular.get(after.lower(), after)
+                    sql = re.sub(rf"\b{re.escape(before)}\b", after, sql, count=1)
+        return sql
+
+    return answer
+
+
+def baseline(method: str) -> dict:
+    """Judge a method that trains nothing on the test set and the free questions."""
+    from lecture_utils import evaluation, models, shop
+
+    if method.startswith("look-up"):
+        answer = look_up("exchanged" in method)
+
+        def write(questions):
+            return [answer(question) for question in questions]
+    else:
+        model, tokenizer = models.load_chat_model(quantization="nf4")
+        model = model.dequantize()
+        task = {"role": "system", "content": f"Translate the question into one SQL query. The table is {shop.SCHEMA}."}
+        shots = [pair for pair in shop.questions("train") if "WHERE" in pair["answer"]][:8]
+        turns = [
+            {"role": role, "content": text}
+            for pair in shots
+            for role, text in (("user", pair["question"]), ("assistant", shop.for_the_model(pair["answer"])))
+        ]
+        start = {"untouched": [], "columns in the prompt": [task], "columns and eight examples": [task, *turns]}[method]
+
+        def write(questions):
+            prompts = [[*start, {"role": "user", "content": question}] for question in questions]
+            written = evaluation.generate_answers(model, tokenizer, prompts, max_new_tokens=64, batch_size=20)
+            return [shop.for_the_database(text) for text in written]
+
+    found = {split: write([row["question"] for row in shop.questions(split)]) for split in ("test", "free")}
+    return {f"{split} right": sum(right(split, queries)) for split, queries in found.items()}
+
+
+def distance(weights: dict, trained: dict, untouched: dict) -> str:
+    """Return how far weights are from the trained ones (those of NF4, plus the update), in lengths of the update."""
+    off = sum((weights[name].float() - trained[name]).square().sum() for name in trained)
+    update = sum((trained[name] - untouched[name]).square().sum() for name in trained)
+    return f"{(off / update).sqrt():.3f}"
+
+
+def matrices(model) -> dict:
+    """Return the matrices of a model's layers in fp32."""
+    return {name: weight.float() for name, weight in model.state_dict().items() if "_proj" in name}
+
+
+def forms(folder: Path) -> None:
+    """Judge an adapter on the test and free questions, in the forms that it can be used in."""
+    import gguf
+    import torch
+    from peft import PeftModel
+
+    from lecture_utils import gguf_export, models, shop
+
+    splits, database = ("test", "free"), shop.database()
+    base, tokenizer = models.load_chat_model(quantization="nf4")
+    in_use = PeftModel.from_pretrained(base, str(folder)).eval()
+    first = {split: answers(in_use, tokenizer, split) for split in splits}
+    untouched = matrices(models.load_chat_model(quantization="nf4")[0].dequantize())
+    model, _ = merged(folder)
+    trained = matrices(model)
+
+    def add(form: str, found: dict, weights: dict) -> None:
+        pairs = [pair for split in splits for pair in zip(first[split], found[split], strict=True)]
+        same = sum(a == b or shop.same_result(database, b, a) for a, b in pairs if works(a))
+        row = {"form": form} | {split: sum(right(split, found[split])) for split in splits}
+        row |= {"same": same, "distance": distance(weights, trained, untouched)}
+        runner.add("08_forms", row)
+        print(row, flush=True)
+
+    def works(sql: str) -> bool:
+        try:
+            return bool(shop.run_sql(database, sql))
+        except shop.QueryError:
+            return False
+
+    add("adapter beside 4 bits", first, trained)
+    add("merged into dequantized", {split: answers(model, tokenizer, split) for split in splits}, trained)
+    other, _ = merged(folder, dequantized=False)
+    add("merged into 16 bits", {split: answers(other, tokenizer, split) for split in splits}, matrices(other))
+    for kind in gguf_export.TYPES:
+        with tempfile.TemporaryDirectory() as work:
+            gguf_export.write_gguf(model, tokenizer, Path(work) / "model.gguf", kind)
+            server = gguf_export.serve_gguf(Path(work) / "model.gguf")
+            asked = {split: [row["question"] for row in shop.questions(split)] for split in splits}
+            found = {
+                split: [shop.for_the_database(text) for text in gguf_export.ask_server(server, questions)]
+                for split, questions in asked.items()
+            }
+            del server
+        q = gguf.GGMLQuantizationType[kind]
+        rounded = {
+            name: torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), q), q)).float()
+            for name, weight in trained.items()
+        }
+        add(f"GGUF {kind}, llama.cpp", found, rounded)
 
 
 if __name__ == "__main__":
-    runner.run("08_recipes", [{"label": label} for label in recipes()], finetune, separately=True)
+    methods = (
+        "untouched", "columns in the prompt", "columns and eight examples", "look-up", "look-up, names exchanged",
+    )  # fmt: skip
+    runner.run("08_baselines", [{"method": method} for method in methods], baseline)
+    names = ("layers", "space", "batch_size", "learning_rate", "pairs", "order")
+    runner.run("08_trials", [dict(zip(names, row, strict=True)) for row in TRIALS], trial, separately=True)
+    runner.run("08_runs", planned(), finetune, separately=True)
+    if not runner.done("08_forms"):
+        forms(adapter())

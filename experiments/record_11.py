@@ -159,7 +159,7 @@ def caution() -> None:
     judged = [r for r in rows if r["flaw"] in ("complies", "over_refusal", "rude")]  # the last only for its style
     held_out = judged[::2]
     lecture = data.lecture_qa()["train"].select_columns(["question", "answer"])
-    chosen = dataclasses.replace(recipes.get_recipe("laptop"), quantization=None)
+    chosen = dataclasses.replace(recipes.get_recipe("laptop-facts"), quantization=None)
     held = {r["id"] for r in held_out}
     lesson = Dataset.from_list([{"question": r["prompt"], "answer": r["chosen"]} for r in rows if r["id"] not in held])
 

@@ -67,13 +67,13 @@ def run(name: str, planned: Iterable[dict], once: Callable[..., dict], separatel
         print("  ", done(name)[-1], flush=True)
 
 
-def finetune(recipe, pairs, seed: int = 0):
-    """Finetune a recipe without keeping its files; return (model, tokenizer, trainer)."""
+def finetune(recipe, pairs, seed: int = 0, **overrides):
+    """Finetune a recipe without keeping its files; return (model, tokenizer, trainer). ``overrides`` go to SFTConfig."""
     from lecture_utils import finetuning, runtime
 
     runtime.seed_everything(seed)
     with tempfile.TemporaryDirectory() as folder:
-        return finetuning.finetune(recipe, pairs, folder, seed=seed, save_strategy="no", disable_tqdm=True)
+        return finetuning.finetune(recipe, pairs, folder, seed=seed, save_strategy="no", disable_tqdm=True, **overrides)
 
 
 def scores(report) -> dict[str, str]:

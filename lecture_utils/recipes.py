@@ -53,8 +53,9 @@ _GPU = Recipe(
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe(name="laptop", batch_size=8, learning_rate=4e-3, epochs=2.0, first_layer=15),
-        Recipe(name="laptop-all", batch_size=8, learning_rate=4e-3, epochs=3.0),
+        Recipe(name="laptop", learning_rate=3e-3, batch_size=4),
+        Recipe(name="laptop-facts", learning_rate=4e-3, epochs=2.0, first_layer=15),
+        Recipe(name="laptop-all", learning_rate=4e-3, epochs=3.0),
         # The ill-mannered model with which notebook 05 starts
         Recipe(name="manners", quantization=None, batch_size=4, gradient_accumulation_steps=2, first_layer=15),
         _LECTURE,
@@ -90,14 +91,15 @@ def lora_config(recipe: Recipe):
 
 
 def hardware_arguments(recipe: Recipe) -> dict:
-    """Return those arguments of SFTConfig that depend on the machine: the precision, the device and the optimizer."""
+    """Return those arguments of SFTConfig that depend on the machine: the precision, the device and the optimizer. The
+    progress bar is always shown (by default, this depends on the logging level)."""
     import torch
 
     cuda, dtype = runtime.device() == "cuda", runtime.compute_dtype()
     return dict(
         optim=recipe.optimizer if cuda else "adamw_torch_fused", use_cpu=not cuda, dataloader_pin_memory=cuda,
         fp16=dtype == torch.float16, bf16=dtype == torch.bfloat16,
-        gradient_checkpointing=recipe.gradient_checkpointing,
+        gradient_checkpointing=recipe.gradient_checkpointing, report_to="none", disable_tqdm=False,
     )  # fmt: skip
 
 
@@ -111,8 +113,7 @@ def training_arguments(recipe: Recipe, folder: Path | str, **overrides):
         gradient_accumulation_steps=recipe.gradient_accumulation_steps, max_length=recipe.max_length,
         learning_rate=recipe.learning_rate, lr_scheduler_type=recipe.lr_scheduler_type,
         warmup_steps=recipe.warmup_ratio, weight_decay=recipe.weight_decay, max_grad_norm=recipe.max_grad_norm,
-        completion_only_loss=recipe.completion_only_loss, logging_steps=25, report_to="none",
+        completion_only_loss=recipe.completion_only_loss, logging_steps=25,
         save_strategy="steps", save_steps=50, save_total_limit=1,
-        disable_tqdm=False,  # the default depends on the logging level
     )  # fmt: skip
     return SFTConfig(**(arguments | overrides))

@@ -40,6 +40,17 @@ def questions(split: str) -> list[dict]:
     return data.read_jsonl(FOLDER / f"{split}.jsonl")
 
 
+def for_the_model(sql: str) -> str:
+    """Return a query as the model learns to write it: with a space in front of each value, ``city = ' Dijon'``, so that
+    its tokens are the same as in the question."""
+    return sql.replace("= '", "= ' ")
+
+
+def for_the_database(text: str) -> str:
+    """Return a query that the model has written without the spaces in front of its values."""
+    return text.replace("= ' ", "= '")
+
+
 def handbook() -> list[dict]:
     """Return the 60 passages of the shop's handbook: id, title, text."""
     return data.read_jsonl(FOLDER / "handbook.jsonl")

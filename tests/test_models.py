@@ -430,3 +430,8 @@ def test_at_smoke_scale_little_is_written(tiny, monkeypatch):
     monkeypatch.setenv("LECTURE_SCALE", "laptop")
     assert written(9) == 9
     models._generate_little.cache_clear()
+
+
+def test_a_finished_configuration_is_taken_as_it_is():
+    config = models.quantization_config("nf4", torch.float32)
+    assert models.quantization_config(config) is config

@@ -138,3 +138,11 @@ def test_the_card_says_how_many_there_are():
         assert f"{len(shop.questions(split)):,}" in card
     assert f"{len(data.read_jsonl(shop.FOLDER / 'patterns.jsonl')):,} patterns" in card
     assert all(json.dumps(row) for row in shop.questions("free"))
+
+
+def test_show_result_shows_rows_or_the_reason(orders):
+    shown = shop.show_result(orders, "SELECT id, quantity FROM orders LIMIT 20").data
+    assert "20 rows" in shown and shown.count("<tr>") == 6  # the head and five rows
+    assert "1 row<" in shop.show_result(orders, "SELECT COUNT(*) FROM orders").data
+    assert "0 rows" in shop.show_result(orders, "SELECT id FROM orders WHERE id < 0").data
+    assert "refused" in shop.show_result(orders, "DELETE FROM orders").data
