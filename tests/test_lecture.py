@@ -170,3 +170,10 @@ def test_pages_lead_to_pages():
     told = "[06](06_lora_math.ipynb#merging), [a file](notes.ipynb)"
     page = lecture.to_html(new_notebook(cells=[new_markdown_cell(told)]), "08")
     assert 'href="06_lora_math.html#merging"' in page and 'href="notes.ipynb"' in page
+
+
+def test_a_page_shows_the_output_of_plumbing_but_not_its_code():
+    shown = [new_output("stream", text="what it drew")]
+    cell = new_code_cell("draw_the_figure()", outputs=shown, metadata={"tags": ["hide-input"]})
+    page = lecture.to_html(new_notebook(cells=[cell, new_code_cell("train_the_model()")]), "08")
+    assert "what it drew" in page and "draw_the_figure" not in page and "train_the_model" in page
