@@ -1,4 +1,4 @@
-"""Reproduce the recorded runs of notebook 08: `make record NB=08`, about two hours on two cores without bf16.
+"""Reproduce the recorded runs of notebook 08: `make record NB=08`, about five hours on two cores without bf16.
 
 08_baselines: what answers without finetuning. 08_trials: how the settings were chosen, on the development set. 08_runs: the
 laptop's model finetuned on the shop's questions, with other data, seeds or settings (not recorded yet). 08_forms: the
@@ -36,9 +36,8 @@ def training_set(patterns: int, values: int, pairs: int, space: bool = True):
 def planned() -> list[dict]:
     """Return the arguments of each run, each differing in one thing from the notebook's own: its series and label, then
     what its training set and its training are like."""
-    usual = {"recipe": "laptop", "pairs": PAIRS, "patterns": 749, "values": 300, "space": 1, "seed": 0}
+    usual = {"recipe": "laptop", "pairs": PAIRS, "patterns": 749, "values": 300, "seed": 0}
     return [
-        {"series": "space", "label": "no space before values"} | usual | {"space": 0},
         {"series": "patterns", "label": "100 patterns"} | usual | {"patterns": 100},
         {"series": "patterns", "label": "25 patterns"} | usual | {"patterns": 25},
         {"series": "values", "label": "20 names per column"} | usual | {"values": 20},
@@ -59,11 +58,12 @@ def merged(folder: Path | str, dequantized: bool = True):
     return PeftModel.from_pretrained(base, str(folder)).merge_and_unload().eval(), tokenizer
 
 
-def answers(model, tokenizer, split: str) -> list[str]:
-    from lecture_utils import evaluation, shop
+def answers(model, tokenizer, split: str, start: tuple | list = (), batch_size: int = 35) -> list[str]:
+    """Return the queries that a model writes for the questions of a split, each after the messages of ``start``."""
+    from lecture_utils import data, evaluation, shop
 
-    questions = [row["question"] for row in shop.questions(split)]
-    written = evaluation.generate_answers(model, tokenizer, questions, max_new_tokens=64)
+    prompts = [[*start, *data.chat(row["question"])] for row in shop.questions(split)]
+    written = evaluation.generate_answers(model, tokenizer, prompts, max_new_tokens=64, batch_size=batch_size)
     return [shop.for_the_database(text) for text in written]
 
 
@@ -85,10 +85,10 @@ def counts(model, tokenizer) -> dict:
     return {name: sum(ok) for name, ok in found.items()} | {"new": sum(new)}
 
 
-def finetune(series, label, recipe: str, pairs: int, patterns: int, values: int, space: int, seed: int) -> dict:
+def finetune(series, label, recipe: str, pairs: int, patterns: int, values: int, seed: int) -> dict:
     from lecture_utils import recipes
 
-    rows = training_set(patterns, values, pairs, bool(space))
+    rows = training_set(patterns, values, pairs)
     model, tokenizer, trainer = runner.finetune(recipes.get_recipe(recipe), rows, seed)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -179,31 +179,19 @@ def look_up(exchange: bool):
 
 def baseline(method: str) -> dict:
     """Judge a method that trains nothing on the test set and the free questions."""
-    from lecture_utils import evaluation, models, shop
+    from lecture_utils import data, models, shop
 
     if method.startswith("look-up"):
         answer = look_up("exchanged" in method)
-
-        def write(questions):
-            return [answer(question) for question in questions]
+        found = {split: [answer(row["question"]) for row in shop.questions(split)] for split in ("test", "free")}
     else:
         model, tokenizer = models.load_chat_model(quantization="nf4")
         model = model.dequantize()
         task = {"role": "system", "content": f"Translate the question into one SQL query. The table is {shop.SCHEMA}."}
         shots = [pair for pair in shop.questions("train") if "WHERE" in pair["answer"]][:8]
-        turns = [
-            {"role": role, "content": text}
-            for pair in shots
-            for role, text in (("user", pair["question"]), ("assistant", shop.for_the_model(pair["answer"])))
-        ]
+        turns = [turn for pair in shots for turn in data.chat(pair["question"], shop.for_the_model(pair["answer"]))]
         start = {"untouched": [], "columns in the prompt": [task], "columns and eight examples": [task, *turns]}[method]
-
-        def write(questions):
-            prompts = [[*start, {"role": "user", "content": question}] for question in questions]
-            written = evaluation.generate_answers(model, tokenizer, prompts, max_new_tokens=64, batch_size=20)
-            return [shop.for_the_database(text) for text in written]
-
-    found = {split: write([row["question"] for row in shop.questions(split)]) for split in ("test", "free")}
+        found = {split: answers(model, tokenizer, split, start, batch_size=20) for split in ("test", "free")}
     return {f"{split} right": sum(right(split, queries)) for split, queries in found.items()}
 
 

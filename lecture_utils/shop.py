@@ -33,9 +33,10 @@ def values(split: str) -> dict[str, list[str]]:
 def questions(split: str) -> list[dict]:
     """Return the questions of a split, each with the SQL query that is its answer.
 
-    split: ``train``, ``dev``, ``dev_free``, ``test`` or ``free``. The questions of ``test`` are made from patterns like those of ``train``, with values that never occur there, and half
-    of them with combinations of conditions that never occur there (``new``). Those of ``free`` were written individually
-    by writers who had not seen the patterns. ``dev`` and ``dev_free`` are such questions with other values, for choices.
+    split: ``train``, ``dev``, ``dev_free``, ``test`` or ``free``. The questions of ``test`` are made from patterns like
+    those of ``train``, with values that never occur there, and half of them with combinations of conditions that never
+    occur there (``new``). Those of ``free`` were written individually, without knowledge of the patterns. ``dev`` and
+    ``dev_free`` are such questions with other values, for choices.
     """
     return data.read_jsonl(FOLDER / f"{split}.jsonl")
 

@@ -37,6 +37,7 @@ def test_a_new_notebook_passes_the_check_and_the_smoke_run(copy_repository, tmp_
     made = make("new", "NB=99_example", "TITLE=An example")
     assert made.returncode == 0, made.stdout + made.stderr
     assert "[99 An example](" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "[99_example]" in (tmp_path / "docs" / "speaker_notes.toml").read_text(encoding="utf-8")
     checked = make("check")
     assert checked.returncode == 0, (checked.stdout + checked.stderr)[-5000:]
     smoke = run(sys.executable, "-m", "pytest", "-q", "--nbval-lax", "notebooks/99_example.ipynb")

@@ -29,7 +29,8 @@ PLACE = re.compile(r" \(((?:sections?|tables?|figures?) [^)]*)\)|, (table \d+)(?
 
 
 def prepare(notebook):
-    """Return a notebook as its page shows it: without remote pictures, solutions collapsed, figures with their alternative text."""
+    """Return a notebook as its page shows it: without remote pictures, with solutions collapsed and figures with their
+    alternative text."""
     page = lecture.offline(notebook)
     for cell in page.cells:
         if "**References.**" in cell.source:

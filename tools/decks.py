@@ -51,18 +51,16 @@ def arrange(notebook, stem: str):
             continue
         if predicted and slide_type == "-":
             cell.metadata.slideshow.slide_type = "fragment"
-        predicted = False
         if cell.cell_type == "code" and "exercises.check" in cell.source:  # the check holds the answer
             cell.source, cell.outputs = lecture.split_exercise(cell.source)[0], []
         cells.append(cell)
-        if cell.cell_type == "markdown":
-            predicted = PREDICT in cell.source
-            if found := ANCHOR.search(cell.source):
-                section += 1
-                number = f"{int(stem[:2])}.{section}"
-                cell.source = ANCHOR.sub(lambda m, number=number: f"{m[1]}## {number} {m[3]}", cell.source)
-                if note := notes.get(found[2]):
-                    cells.append(markdown(note, "notes"))
+        predicted = cell.cell_type == "markdown" and PREDICT in cell.source
+        if cell.cell_type == "markdown" and (found := ANCHOR.search(cell.source)):
+            section += 1
+            number = f"{int(stem[:2])}.{section}"
+            cell.source = ANCHOR.sub(lambda m, number=number: f"{m[1]}## {number} {m[3]}", cell.source)
+            if note := notes.get(found[2]):
+                cells.append(markdown(note, "notes"))
     copy.cells = cells
     return copy
 
@@ -113,10 +111,9 @@ def assets() -> dict[str, str]:
 def write(paths: list[Path], folder: Path = FOLDER) -> list[Path]:
     """Write one HTML deck for each notebook; return their paths."""
     from nbconvert import HTMLExporter
-    from traitlets.config import Config
 
-    hide = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"hide-input"}}})
-    exporter = HTMLExporter(config=hide, template_name="deck", extra_template_basedirs=[str(lecture.TEMPLATES)])
+    templates = [str(lecture.TEMPLATES)]
+    exporter = HTMLExporter(config=lecture.plumbing_hidden(), template_name="deck", extra_template_basedirs=templates)
     common, written = assets(), []
     folder.mkdir(parents=True, exist_ok=True)
     for path in paths:

@@ -346,14 +346,20 @@ def split_exercise(source: str) -> tuple[str, str]:
     return (source[: found.start()].rstrip(), source[found.start() :]) if found else (source, "")
 
 
+def plumbing_hidden():
+    """Return nbconvert's configuration that leaves out the code of collapsed cells and keeps their outputs."""
+    from traitlets.config import Config
+
+    return Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"hide-input"}}})
+
+
 def to_html(notebook, name: str, how: str = "") -> str:
     """Render a notebook as one page that needs no network; ``how`` it came about stands at its top."""
     from nbconvert import HTMLExporter
-    from nbconvert.preprocessors import TagRemovePreprocessor
 
-    exporter = HTMLExporter(template_name="page", extra_template_basedirs=[str(TEMPLATES)], embed_images=True)
-    plumbing = TagRemovePreprocessor(remove_input_tags={"hide-input"}, enabled=True)  # the outputs stay
-    exporter.register_preprocessor(plumbing, enabled=True)
+    exporter = HTMLExporter(
+        config=plumbing_hidden(), template_name="page", extra_template_basedirs=[str(TEMPLATES)], embed_images=True
+    )
     resources = {"metadata": {"name": name}, "lecture": {"mathjax": mathjax(), "how": how}}
     page = offline(notebook, suffix=".html")  # the other pages lie beside this one
     return exporter.from_notebook_node(page, resources=resources)[0]

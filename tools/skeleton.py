@@ -43,6 +43,11 @@ HEADER = """# {title}
 - **You need** Python and a little PyTorch. This notebook stands alone.
 - **Time**: about … minutes on two cores. On one core without bf16, as on Binder, it takes about … minutes."""
 
+NOTE = '''start = """
+What to wait for, what to ask, what to leave out.
+"""
+'''
+
 IMPORTS = """import torch
 
 from lecture_utils import exercises, plotting"""
@@ -126,13 +131,19 @@ def main(stem: str, name: str = "") -> None:
         given = json.dumps(name or stem[3:].replace("_", " ").capitalize(), ensure_ascii=False)
         planned = outline.read_text(encoding="utf-8").rstrip() + "\n" + TABLE.format(stem=stem, title=given)
         lecture.write_whole(outline, planned)
+    notes = lecture.ROOT / "docs" / "speaker_notes.toml"
+    if f"[{stem}]" not in (text := notes.read_text(encoding="utf-8")):
+        lecture.write_whole(notes, f"{text.rstrip()}\n\n[{stem}]\n{NOTE}")
     notebook = skeleton(stem)
     lecture.clean(notebook)
     lecture.write_whole(path, nbformat.writes(notebook) + "\n")
     if lecture.refresh(stem):
         sys.exit(f"notebooks/{path.name} is written but did not run to its end.")
     links.main(None)
-    print(f"notebooks/{path.name} is written and in the README. Edit it and its table in lecture_utils/outline.toml.")
+    print(
+        f"notebooks/{path.name} is written and in the README. Edit it, its table in lecture_utils/outline.toml and its "
+        "note in docs/speaker_notes.toml."
+    )
 
 
 if __name__ == "__main__":
