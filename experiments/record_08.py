@@ -1,8 +1,8 @@
 """Reproduce the recorded runs of notebook 08: `make record NB=08`, about five hours on two cores without bf16.
 
 08_baselines: what answers without finetuning. 08_trials: how the settings were chosen, on the development set. 08_runs: the
-laptop's model finetuned on the shop's questions, with other data, seeds or settings (not recorded yet). 08_forms: the
-merged and exported forms of an adapter that was trained as in the notebook.
+laptop's model finetuned on the shop's questions, with other data, seeds or settings. 08_forms: the merged and exported
+forms of an adapter that was trained as in the notebook.
 """
 
 import dataclasses
@@ -38,6 +38,7 @@ def planned() -> list[dict]:
     what its training set and its training are like."""
     usual = {"recipe": "laptop", "pairs": PAIRS, "patterns": 749, "values": 300, "seed": 0}
     return [
+        {"series": "usual", "label": "as in the notebook"} | usual,
         {"series": "patterns", "label": "100 patterns"} | usual | {"patterns": 100},
         {"series": "patterns", "label": "25 patterns"} | usual | {"patterns": 25},
         {"series": "values", "label": "20 names per column"} | usual | {"values": 20},

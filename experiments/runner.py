@@ -54,6 +54,7 @@ def run(name: str, planned: Iterable[dict], once: Callable[..., dict], separatel
         if sys.argv[2] == name:
             arguments = json.loads(sys.argv[3])
             add(name, arguments | once(**arguments))
+            sys.exit()
         return
     rows = done(name)
     for arguments in planned:

@@ -101,7 +101,8 @@ def completion_losses(model, ids, attention_mask, labels):
 
     shifted = labels[:, 1:]  # position t predicts token t + 1
     columns = (shifted != -100).any(0).nonzero().squeeze(1)
-    logits = model(input_ids=ids, attention_mask=attention_mask, logits_to_keep=columns, use_cache=False).logits
+    from_end = columns - labels.shape[1]  # a soft prompt makes the model's rows longer at the front
+    logits = model(input_ids=ids, attention_mask=attention_mask, logits_to_keep=from_end, use_cache=False).logits
     target = shifted[:, columns]
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none")
     return losses.view(target.shape), target != -100
