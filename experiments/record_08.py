@@ -15,6 +15,7 @@ import make_shop
 import runner
 
 PAIRS = 1_600  # of the notebook's live run
+ADAPTER = Path("runs/08_adapter")  # of the run "as in the notebook", which is then judged in several forms
 
 
 def training_set(patterns: int, values: int, pairs: int, space: bool = True):
@@ -72,9 +73,8 @@ def right(split: str, found: list[str]) -> list[bool]:
     """Return which queries give the right result."""
     from lecture_utils import shop
 
-    database = shop.database("dev" if split.startswith("dev") else "test")
-    rows = shop.questions(split)
-    return [shop.same_result(database, sql, row["answer"]) for sql, row in zip(found, rows, strict=True)]
+    among, rows = shop.databases("dev" if split.startswith("dev") else "test"), shop.questions(split)
+    return [shop.is_right(among, sql, row["answer"]) for sql, row in zip(found, rows, strict=True)]
 
 
 def counts(model, tokenizer) -> dict:
@@ -91,7 +91,8 @@ def finetune(series, label, recipe: str, pairs: int, patterns: int, values: int,
 
     rows = training_set(patterns, values, pairs)
     model, tokenizer, trainer = runner.finetune(recipes.get_recipe(recipe), rows, seed)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = ADAPTER if series == "usual" else Path(temporary)
         model.save_pretrained(folder)
         steps = trainer.state.global_step
         del model, trainer
@@ -120,17 +121,6 @@ def trial(layers: str, space: str, batch_size: int, learning_rate: float, pairs:
     rows = training_set(749, 300, pairs, space == "yes")
     model, tokenizer, _ = runner.finetune(recipe, rows, train_sampling_strategy=order)
     return {"dev": sum(right("dev", answers(model, tokenizer, "dev")))}
-
-
-def adapter() -> Path:
-    """Return the folder of an adapter that was trained as in the notebook; train it first if it is not there."""
-    from lecture_utils import recipes
-
-    folder = Path("runs/08_adapter")
-    if not folder.exists():
-        model, _, _ = runner.finetune(recipes.get_recipe("laptop"), training_set(749, 300, PAIRS))
-        model.save_pretrained(folder)
-    return folder
 
 
 def slots(known: dict[str, list[str]]) -> re.Pattern:
@@ -216,7 +206,7 @@ def forms(folder: Path) -> None:
 
     from lecture_utils import gguf_export, models, shop
 
-    splits, database = ("test", "free"), shop.database()
+    splits, databases = ("test", "free"), shop.databases()
     base, tokenizer = models.load_chat_model(quantization="nf4")
     in_use = PeftModel.from_pretrained(base, str(folder)).eval()
     first = {split: answers(in_use, tokenizer, split) for split in splits}
@@ -226,7 +216,7 @@ def forms(folder: Path) -> None:
 
     def add(form: str, found: dict, weights: dict) -> None:
         pairs = [pair for split in splits for pair in zip(first[split], found[split], strict=True)]
-        same = sum(a == b or shop.same_result(database, b, a) for a, b in pairs if works(a))
+        same = sum(a == b or shop.is_right(databases, b, a) for a, b in pairs if works(a))
         row = {"form": form} | {split: sum(right(split, found[split])) for split in splits}
         row |= {"same": same, "distance": distance(weights, trained, untouched)}
         runner.add("08_forms", row)
@@ -234,7 +224,7 @@ def forms(folder: Path) -> None:
 
     def works(sql: str) -> bool:
         try:
-            return bool(shop.run_sql(database, sql))
+            return bool(shop.run_sql(databases[0], sql))
         except shop.QueryError:
             return False
 
@@ -269,4 +259,4 @@ if __name__ == "__main__":
     runner.run("08_trials", [dict(zip(names, row, strict=True)) for row in TRIALS], trial, separately=True)
     runner.run("08_runs", planned(), finetune, separately=True)
     if not runner.done("08_forms"):
-        forms(adapter())
+        forms(ADAPTER)

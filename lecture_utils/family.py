@@ -1,7 +1,7 @@
-"""Parameter-efficient finetuning methods on one small task: which notebook of the lecture is a question about?
+"""Parameter-efficient finetuning methods on one small task: simple questions about the shop's orders become SQL.
 
-The chat model reads the question in its chat template, and its next token should name the subject. The six methods in
-``METHODS`` train on the same questions, with the same number of steps and the same batches.
+The task is a part of notebook 08's. All methods train on the same pairs, with the same number of steps and the same
+batches, and every answer is judged by executing it.
 """
 
 import time
@@ -11,16 +11,10 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from lecture_utils import data, models, runtime, training
+from lecture_utils import data, evaluation, models, runtime, shop, training
 from lecture_utils.registry import choose
 
-SUBJECTS = {  # notebook -> the word that names its subject; the first tokens of these words differ
-    "01_introduction": "history", "02_architecture": "attention", "03_pretraining": "pretraining",
-    "04_supervised_finetuning": "instructions", "05_rlhf": "feedback", "06_lora_math": "adapters",
-    "07_quantization": "bits", "08_qlora_llama2": "recipe", "09_rag": "search", "10_prompting": "prompts",
-    "11_limitations_and_ethics": "ethics", "12_foundation_models": "foundation",
-}  # fmt: skip
-STEPS, BATCH = 100, 8
+PAIRS, BATCH = 320, 8  # 40 steps
 
 
 class Bottleneck(nn.Module):
@@ -47,120 +41,159 @@ def add_bottlenecks(model, bottleneck: int = 16):
     return model
 
 
+def lora(rank: int, targets="all-linear"):
+    """Return PEFT's configuration of LoRA with alpha = 2 r, so that the factor alpha / r is 2 for every rank."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM")
+
+
 def configs() -> dict:
-    """Return the PEFT configuration of each method, or None for the adapter layers, which this module implements."""
-    from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
+    """Return the PEFT configuration of each method that PEFT has."""
+    from peft import IA3Config, PrefixTuningConfig, PromptTuningConfig
 
     lm = {"task_type": "CAUSAL_LM"}
     return {
         "prompt tuning, 20 vectors": PromptTuningConfig(num_virtual_tokens=20, prompt_tuning_init="SAMPLE_VOCAB", **lm),
         "(IA)³": IA3Config(**lm),
         "prefix tuning, 20 vectors": PrefixTuningConfig(num_virtual_tokens=20, **lm),
-        "adapter layers, 16 wide": None,
-        "LoRA r=16, q and v": LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"], **lm),
-        "LoRA r=16, all linear": LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", **lm),
+        "LoRA r=16, q and v": lora(16, ["q_proj", "v_proj"]),
+        "LoRA r=16, all linear": lora(16),
     }
 
 
-# The learning rate of each method: the best of three on a phrasing of each fact that is not trained on (record_06.py)
+# The learning rate of each method (record_06.py compares three of each on the development questions)
 METHODS = {
-    "prompt tuning, 20 vectors": 1.0, "(IA)³": 3e-2, "prefix tuning, 20 vectors": 1e-2,
-    "adapter layers, 16 wide": 1e-3, "LoRA r=16, q and v": 3e-3, "LoRA r=16, all linear": 3e-3,
+    "prompt tuning, 20 vectors": 1e-1, "(IA)³": 3e-2, "prefix tuning, 20 vectors": 1e-2,
+    "adapter layers, 16 wide": 3e-3, "LoRA r=16, q and v": 3e-3, "LoRA r=16, all linear": 3e-3, "all parameters": 3e-4,
 }  # fmt: skip
 
 
+def diagram():
+    """Return a drawing of a transformer block with the places where the methods add trained parts."""
+    from lecture_utils.diagrams import Diagram
+
+    d = Diagram(8.6, 3.5)
+    boxes = {}
+    for name, x, y, width, kind in (
+        ("20 free vectors", 0.1, 2.2, 1.35, "trained"), ("prompt", 0.1, 1.55, 1.35, "frozen"),
+        ("attention", 2.3, 1.5, 1.3, "frozen"), ("adapter", 4.0, 1.5, 0.85, "trained"),
+        ("feed-forward", 5.25, 1.5, 1.3, "frozen"), ("adapter ", 6.95, 1.5, 0.85, "trained"),
+        ("keys and values", 2.3, 2.6, 1.3, "trained"), ("B A", 2.3, 0.55, 0.6, "trained"),
+        ("factors", 3.0, 0.55, 0.7, "trained"), ("B A ", 5.25, 0.55, 0.6, "trained"),
+        ("factors ", 5.95, 0.55, 0.7, "trained"),
+    ):  # fmt: skip
+        boxes[name] = d.box(x, y, name, width, 0.5, kind)
+    into = {"attention": ("prompt", "20 free vectors", "keys and values", "B A", "factors"),
+            "feed-forward": ("adapter", "B A ", "factors ")}  # fmt: skip
+    for end, starts in (*into.items(), ("adapter", ["attention"]), ("adapter ", ["feed-forward"])):
+        for start in starts:
+            d.arrow(boxes[start], boxes[end])
+    for x, y, name in (
+        (0.78, 2.88, "prompt tuning"), (2.95, 3.28, "prefix tuning"), (2.6, 0.37, "LoRA"), (3.4, 0.37, "(IA)³"),
+        (5.55, 0.37, "LoRA"), (6.35, 0.37, "(IA)³"), (5.9, 2.4, "adapter layers: after each part"),
+    ):  # fmt: skip
+        d.text(x, y, name, size=8.5)
+    d.legend(0.1, 0.08, frozen="frozen", trained="trained, one kind in each method")
+    return d
+
+
 def adapt(model, method: str):
-    """Return ``model`` adapted by one of ``METHODS``, with the new parameters in fp32."""
+    """Return ``model`` adapted by one of ``METHODS``. PEFT has no adapter layers, so these are ours."""
     from peft import get_peft_model
 
-    config = choose(configs(), method, "method")
-    return add_bottlenecks(model) if config is None else get_peft_model(model, config)
+    choose(METHODS, method, "method")
+    if method == "all parameters":
+        return model
+    return add_bottlenecks(model) if method.startswith("adapter") else get_peft_model(model, configs()[method])
 
 
-def questions(split: str) -> tuple[list[str], list[str]]:
-    """Return (questions, subjects) of a split: eight phrasings of each fact in ``"train"``, the ninth in ``"choose"``,
-    on which the learning rates are chosen, and the held-out tenth in ``"test"``."""
-    rows = data.lecture_qa()["test" if split == "test" else "train"]
-    ninth = {fact: i for i, fact in enumerate(rows["fact"])}.values()  # the last row of each fact
-    keep = {"test": range(len(rows)), "choose": ninth, "train": sorted(set(range(len(rows))) - set(ninth))}[split]
-    rows = rows.select(keep)
-    return list(rows["question"]), [SUBJECTS[name] for name in rows["notebook"]]
-
-
-def encode(tokenizer, questions: list[str], subjects: list[str]):
-    """Return (ids, attention mask), both (batch, time) and padded on the left, and the target token ids (batch,)."""
-    prompts = [data.render(tokenizer, q)[0] for q in questions]
-    x = tokenizer(prompts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
-    targets = [tokenizer(s, add_special_tokens=False)["input_ids"][0] for s in subjects]
-    return x["input_ids"], x["attention_mask"], torch.tensor(targets)
-
-
-def next_token(model, ids, mask):
-    """Return the logits (batch, vocabulary) of the token that follows each row of ``ids`` (batch, time)."""
-    with training.autocast():
-        return model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[:, -1].float()
+def questions(split: str) -> list[dict]:
+    """Return the questions of a split that have one condition and neither sort nor group: 320 pairs of ``"train"``; all
+    such questions of ``"dev"``, for choices, and of ``"test"``, each from the patterns and worded freely."""
+    names = {"train": ["train"], "dev": ["dev", "dev_free"], "test": ["test", "free"]}[split]
+    rows = [row for name in names for row in shop.questions(name)]
+    simple = [
+        row for row in rows
+        if "WHERE" in row["answer"] and not any(word in row["answer"] for word in (" AND ", "ORDER", "GROUP"))
+    ]  # fmt: skip
+    return simple[:PAIRS] if split == "train" else simple
 
 
 @dataclass
 class Outcome:
-    """The results of one run. ``accuracy`` is the share of questions whose subject is the most probable next token."""
+    """The results of one run: losses in nats per answer token, and how many answers gave the right rows."""
 
-    method: str
-    seed: int
-    learning_rate: float
     trained: int  # number of trained parameters
     seconds: float  # of training
     right: int
     total: int
     losses: list[float]
 
-    @property
-    def accuracy(self) -> float:
-        return self.right / self.total
+
+def batches(model, tokenizer, seed: int = 0) -> list[dict]:
+    """Return the training pairs in random order as batches of ``input_ids``, ``attention_mask`` and ``labels``, each
+    (8, time). A label is -100 where the loss ignores the position: in the question and in the padding."""
+    pairs = [(row["question"], shop.for_the_model(row["answer"])) for row in questions("train")]
+    rows = [data.token_ids(tokenizer, *pair) for pair in pairs]
+    # A generator of its own gives every method the same batches, however many random numbers its initialisation drew.
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    found = []
+    for step in range(runtime.limited(len(rows) // BATCH, 2)):
+        batch = [rows[i] for i in order[step * BATCH : (step + 1) * BATCH]]
+        _, *sheets = next(evaluation.answer_batches(model, batch, tokenizer.pad_token_id, BATCH))
+        found.append(dict(zip(("input_ids", "attention_mask", "labels"), sheets, strict=True)))
+    return found
 
 
-def score(model, tokenizer, split: str) -> tuple[int, int]:
-    """Return (number of correct answers, number of questions) of a split."""
-    asked, subjects = (runtime.few(column, 8) for column in questions(split))
-    model.eval()
-    right = 0
-    with torch.inference_mode():
-        for i in range(0, len(asked), 20):
-            ids, mask, targets = encode(tokenizer, asked[i : i + 20], subjects[i : i + 20])
-            right += int((next_token(model, ids, mask).argmax(-1) == targets).sum())
-    return right, len(asked)
-
-
-def run(method: str, seed: int = 0, learning_rate: float | None = None, split: str = "test") -> Outcome:
-    """Adapt the laptop's model by a method, train it for ``STEPS`` batches, and evaluate it on a split."""
-    runtime.seed_everything(seed)
-    rate = learning_rate or METHODS.get(method)
-    model, tokenizer = models.load_chat_model()
-    runtime.use_eager_attention_on_cpu(model)
-    model = adapt(model, method).train()
+def train(model, tokenizer, learning_rate: float, seed: int = 0) -> list[float]:
+    """Train an adapted model on the training pairs, once. Return the loss of each step."""
     trained = [p for p in model.parameters() if p.requires_grad]
     for p in trained:
         p.data = p.data.float()
-    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=STEPS, pct_start=0.1)
-    asked, subjects = questions("train")
-    # A generator of its own gives every method the same batches, however many random numbers its initialisation drew.
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(asked), generator=generator)[: STEPS * BATCH].tolist()
-    losses, start = [], time.perf_counter()
-    for step in tqdm(range(runtime.limited(STEPS, 2)), desc=method, leave=False):
-        batch = order[step * BATCH : (step + 1) * BATCH]
-        ids, mask, targets = encode(tokenizer, [asked[i] for i in batch], [subjects[i] for i in batch])
-        loss = nn.functional.cross_entropy(next_token(model, ids, mask), targets)
+    rows, losses = batches(model, tokenizer, seed), []
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=len(rows), pct_start=0.1)
+    model.train()
+    for batch in tqdm(rows, leave=False):
+        with training.autocast():
+            loss, count = evaluation.completion_loss(model, *batch.values())
         optimizer.zero_grad()
-        loss.backward()
+        (loss / count).backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(loss.item())
+        losses.append(loss.item() / count)
+    model.eval()
+    return losses
+
+
+def answers(model, tokenizer, rows: list[dict]) -> list[str]:
+    """Return the query that the model writes for the question of each row."""
+    asked = [row["question"] for row in rows]
+    with training.autocast():  # an adapter in fp32 beside weights in 16 bits
+        written = evaluation.generate_answers(model, tokenizer, asked, max_new_tokens=48)
+    return [shop.for_the_database(text) for text in written]
+
+
+def right(found: list[str], rows: list[dict], split: str) -> int:
+    """Return how many queries find in the databases of the split what the rows' own queries find."""
+    among = shop.databases(split)
+    return sum(shop.is_right(among, sql, row["answer"]) for sql, row in zip(found, rows, strict=True))
+
+
+def run(method: str, seed: int, learning_rate: float, split: str, rank: int | None = None) -> Outcome:
+    """Adapt the laptop's model by a method, or by LoRA of a ``rank``, train it, and judge it on a split."""
+    from peft import get_peft_model
+
+    runtime.seed_everything(seed)
+    model, tokenizer = models.load_chat_model()
+    runtime.use_eager_attention_on_cpu(model)
+    model = get_peft_model(model, lora(rank)) if rank else adapt(model, method)
+    start = time.perf_counter()
+    losses = train(model, tokenizer, learning_rate, seed)
     seconds = time.perf_counter() - start
-    right, total = score(model, tokenizer, split)
-    outcome = Outcome(method, seed, rate, sum(p.numel() for p in trained), seconds, right, total, losses)
-    del model, trained, optimizer, schedule, loss
-    runtime.trim_memory()  # so that every method starts with the same free memory
-    return outcome
+    rows = questions(split)
+    correct = right(answers(model, tokenizer, rows), rows, split)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Outcome(trained, seconds, correct, len(rows), losses)

@@ -15,7 +15,7 @@ LLAMA = {  # the sizes of LLaMA (65B, 2302.13971, table 2) and Llama 2 (2307.092
 # Bytes per parameter in full finetuning, without activations:
 FULL_12 = 2 + 2 + 8  # 16-bit weights and gradients, two fp32 Adam moments
 FULL_16 = 4 + 4 + 8  # the same in fp32, or in 16 bits with an fp32 copy of the weights
-ACTIVATION_FACTOR = 1.65  # measured / counted; notebook 06 fits it on three runs and tests it on six
+ACTIVATION_FACTOR = 1.65  # measured / counted, fitted on three runs with LoRA; notebook 06 compares it with others
 
 
 def bits_per_parameter(block: int = 64, double: bool = False) -> float:
@@ -61,13 +61,15 @@ def activations(
     return factor * (shape.layers * block + logits)
 
 
-def finetuning_bytes(shape: Shape, trained: int, tokens: int, quantization: str | None = None) -> float:
-    """Return the bytes of finetuning ``trained`` parameters, 16 bytes each, on batches of ``tokens`` tokens without
-    checkpointing. If these are all parameters, it is full finetuning in fp32; if fewer, they are an adapter beside
-    frozen weights in 16 bits or ``quantization``."""
+def finetuning_bytes(
+    shape: Shape, trained: int, tokens: int, quantization: str | None = None, checkpointing: bool = False
+) -> float:
+    """Return the bytes of finetuning ``trained`` parameters, 16 bytes each, on batches of ``tokens`` tokens. If these
+    are all parameters, it is full finetuning in fp32; if fewer, they are an adapter beside frozen weights in 16 bits or
+    ``quantization``."""
     full = trained >= shape.parameters()
     frozen = 0 if full else weight_bytes(shape, quantization)
-    return frozen + FULL_16 * trained + activations(shape, tokens, False, 4 if full else 2)
+    return frozen + FULL_16 * trained + activations(shape, tokens, checkpointing, 4 if full else 2)
 
 
 def budget(recipe, tokens_per_row: int = 64) -> list[dict]:

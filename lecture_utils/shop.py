@@ -6,6 +6,7 @@ also has a handbook for its customers, with questions about it.
 """
 
 import random
+import re
 import sqlite3
 import tomllib
 
@@ -93,6 +94,16 @@ def database(split: str = "test", orders: int = 40_000, seed: int = 0) -> sqlite
     return connection
 
 
+def databases(split: str = "test") -> list[sqlite3.Connection]:
+    """Return the shop's database and two small ones, in which a query must give the right result as well.
+
+    In the large one, nearly every customer has ordered in nearly every city, so that a query which forgets a condition
+    can find the same names by chance: of 416 queries of the test and the free questions with one condition left out, it
+    takes 45 to be right. Of these, none is right in all three databases. In a small one alone, many find nothing.
+    """
+    return [database(split), database(split, 1_000, 1), database(split, 200, 2)]
+
+
 def _only_reading(action, first, second, *_) -> int:
     """Tell SQLite what a query may do: select, read the table of orders, and call a few harmless functions."""
     allowed = (
@@ -149,6 +160,36 @@ def same_result(connection: sqlite3.Connection, sql: str, reference: str) -> boo
         return False
     in_order = "ORDER BY" in reference
     return _rounded(found, in_order) == _rounded(expected, in_order)
+
+
+def is_right(among: list[sqlite3.Connection], sql: str, reference: str) -> bool:
+    """Return whether a query gives the rows of the reference query in each of several ``databases``."""
+    return all(same_result(connection, sql, reference) for connection in among)
+
+
+MISTAKES = (
+    "a condition is missing", "a condition is invented", "another value in a condition", "something else is selected",
+    "sorted, grouped or cut differently",
+)  # fmt: skip
+
+
+def mistakes(sql: str, reference: str) -> list[str]:
+    """Return those ``MISTAKES`` that a query makes: how its text differs from that of the reference."""
+    (start, have, end), (wanted_start, wanted, wanted_end) = _parts(sql), _parts(reference)
+    both = have.keys() & wanted.keys()
+    flags = (
+        wanted.keys() - have.keys(), have.keys() - wanted.keys(), any(have[k] != wanted[k] for k in both),
+        start != wanted_start, end != wanted_end,
+    )  # fmt: skip
+    return [kind for kind, flag in zip(MISTAKES, flags, strict=True) if flag]
+
+
+def _parts(sql: str) -> tuple[str, dict[str, str], str]:
+    """Split a query into what it selects, its conditions by column, and what follows them."""
+    head = re.split(r" (?=GROUP|ORDER|LIMIT)", sql, maxsplit=1)
+    start, _, conditions = head[0].partition(" WHERE ")
+    by_column = {c.split()[0]: c for c in conditions.split(" AND ") if c.strip()}
+    return start, by_column, head[1] if len(head) > 1 else ""
 
 
 def _rounded(rows: list[tuple], in_order: bool) -> list[tuple]:

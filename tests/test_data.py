@@ -238,7 +238,7 @@ def test_recorded_runs_have_numbers_and_say_how_to_repeat_them():
     for path in (Path(data.__file__).parent / "recorded").glob("*.csv"):
         rows, note = data.recorded(path.stem)
         assert rows and f"make record NB={path.stem[:2]}" in note
-    assert {type(v) for v in data.recorded("06_memory")[0][0].values()} == {str, int, float}
+    assert {type(v) for v in data.recorded("06_peaks")[0][0].values()} == {str, int, float}
 
 
 def test_language_models_are_typed_dated_and_sourced():

@@ -1,7 +1,9 @@
+import re
+
 import pytest
 import torch
 
-from lecture_utils import data, family, memory, models, runtime, shapes
+from lecture_utils import family, memory, models, runtime, shapes, shop
 
 SHAPE = shapes.Shape(300, 64, 128, 3, 4, 2, 16, tied=True)
 
@@ -13,25 +15,37 @@ def tiny():
     return AutoModelForCausalLM.from_config(SHAPE.config()).eval()
 
 
-def test_subjects_cover_the_lecture_and_differ_in_their_first_token():
-    tokenizer = models.load_tokenizer(models.LAPTOP_MODEL)
-    first = {tokenizer(s, add_special_tokens=False)["input_ids"][0] for s in family.SUBJECTS.values()}
-    assert set(family.SUBJECTS) == set(data.lecture_qa()["train"]["notebook"]) and len(first) == len(family.SUBJECTS)
-    assert set(family.METHODS) == set(family.configs())
+def test_questions_are_simple_and_the_splits_share_no_names():
+    splits = {name: family.questions(name) for name in ("train", "dev", "test")}
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 320, "dev": 45, "test": 59}
+    for rows in splits.values():
+        assert all(row["answer"].count("WHERE") == 1 and "AND" not in row["answer"] for row in rows)
+    names = {name: set(re.findall("'(.*?)'", " ".join(r["answer"] for r in rows))) for name, rows in splits.items()}
+    common = set(shop.STATUSES) | set(shop.MONTHS)
+    assert (
+        not (names["train"] - common) & (names["test"] | names["dev"]) and not (names["dev"] - common) & names["test"]
+    )
 
 
-def test_learning_rates_are_the_best_of_the_recorded_ones():
-    rows = [r for r in data.recorded("06_family")[0] if r["judged_on"] == "choose"]
-    for method, rate in family.METHODS.items():
-        right = {r["learning_rate"]: r["right"] for r in rows if r["method"] == method}
-        assert len(right) == 3 and right[rate] == max(right.values()), method
+def test_references_are_right_and_other_queries_are_not():
+    rows = family.questions("test")
+    assert family.right([row["answer"] for row in rows], rows, "test") == len(rows)
+    assert family.right(["SELECT 1"] * len(rows), rows, "test") == 0
 
 
-def test_splits_are_of_each_fact_and_apart():
-    train, choose, test = ([list(column) for column in family.questions(s)] for s in ("train", "choose", "test"))
-    assert [len(split[0]) for split in (train, choose, test)] == [1_120, 140, 140]
-    assert not set(train[0]) & set(choose[0]) and not set(train[0] + choose[0]) & set(test[0])
-    assert sorted(choose[1]) == sorted(test[1]) and sorted(train[1]) == sorted(8 * test[1])
+def test_batches_contain_every_pair_once_in_an_order_of_the_seed():
+    tokenizer, model = models.load_tokenizer(models.LAPTOP_MODEL), tiny()
+    first, again, other = (family.batches(model, tokenizer, seed) for seed in (0, 0, 1))
+    rows = [row for batch in first for row in batch["input_ids"].tolist()]
+    assert len(first) == 40 and len({tuple(row) for row in rows}) == 320
+    assert all(torch.equal(a[key], b[key]) for a, b in zip(first, again, strict=True) for key in a)
+    assert not torch.equal(first[0]["input_ids"], other[0]["input_ids"])
+    batch = first[0]
+    learned = batch["labels"] != -100
+    assert torch.equal(batch["input_ids"][learned], batch["labels"][learned])
+    assert (batch["attention_mask"][learned] == 1).all()
+    answers = [tokenizer.decode(row[keep]) for row, keep in zip(batch["labels"], learned, strict=True)]
+    assert all(text.startswith("SELECT") and "<|im_end|>" in text for text in answers)
 
 
 def test_trained_parameters_by_formula():
@@ -43,13 +57,14 @@ def test_trained_parameters_by_formula():
         "adapter layers, 16 wide": 2 * layers * (2 * d * 16 + 16 + d),
         "LoRA r=16, q and v": memory.lora_parameters(SHAPE, 16, ("q_proj", "v_proj")),
         "LoRA r=16, all linear": memory.lora_parameters(SHAPE, 16),
+        "all parameters": SHAPE.parameters(),
     }
     for method in family.METHODS:
         model = family.adapt(tiny(), method)
         assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected[method], method
 
 
-@pytest.mark.parametrize("method", family.METHODS)
+@pytest.mark.parametrize("method", family.configs() | {"adapter layers, 16 wide": None})
 def test_only_the_new_parameters_learn_and_all_of_them_do(method):
     plain = tiny()
     before = {name: p.clone() for name, p in plain.named_parameters()}
@@ -76,20 +91,14 @@ def test_nothing_changes_at_first(method):
         assert torch.allclose(family.adapt(tiny(), method)(input_ids=ids).logits, expected, atol=1e-6)
 
 
-def test_padding_on_the_left_leaves_the_next_token_alone():
-    tokenizer = models.load_tokenizer(models.LAPTOP_MODEL)
-    model = tiny()
-    short, long = ["Who?"], ["Who?", "What does the lecture say about the size of a batch?"]
-    alone, both = (family.encode(tokenizer, q, ["bits"] * len(q)) for q in (short, long))
-    assert both[1][0].tolist() == sorted(both[1][0].tolist())
-    with torch.inference_mode():
-        a = model(input_ids=alone[0] % 300, attention_mask=alone[1], logits_to_keep=1).logits
-        b = model(input_ids=both[0] % 300, attention_mask=both[1], logits_to_keep=1).logits
-    assert torch.allclose(a[0, -1], b[0, -1], atol=1e-4)
+def test_every_lora_has_the_factor_two():
+    for rank in (1, 4, 64):
+        config = family.lora(rank)
+        assert config.r == rank and config.lora_alpha / config.r == 2
 
 
 def test_errors_name_the_choices():
     with pytest.raises(ValueError, match="prefix tuning"):
         family.adapt(tiny(), "magic")
     with pytest.raises(KeyError):
-        family.questions("dev")
+        family.questions("free")

@@ -72,13 +72,13 @@ def test_budget_ends_with_its_sum():
     assert rows[-1]["GB"] == pytest.approx(sum(r["GB"] for r in rows[:-1]), abs=0.03)
 
 
-def test_estimate_is_within_15_percent_of_measured_peaks():
-    """LoRA, QLoRA and full finetuning, three batch sizes each; the factor was fitted on LoRA's."""
+def test_estimate_is_within_10_percent_of_measured_peaks():
+    """Nothing was fitted to these runs. Full finetuning with 32 pairs is the exception that notebook 06 reports."""
     shape = SHAPES[models.LAPTOP_MODEL]
-    runs, _ = data.recorded("06_memory")
-    assert {(r["method"], r["rows"]) for r in runs} == {(m, b) for m in ("LoRA", "QLoRA", "full") for b in (4, 8, 16)}
+    runs, _ = data.recorded("06_peaks")
+    assert len(runs) == 12
     for r in runs:
-        size = memory.finetuning_bytes(
-            shape, r["trained"], r["rows"] * r["tokens"], "nf4" if r["method"] == "QLoRA" else None
-        )
-        assert r["before_gb"] + size / 1e9 == pytest.approx(r["peak_gb"], rel=0.15), r
+        bits, checkpointing = "nf4" if r["method"] == "QLoRA" else None, "checkpointing" in r["method"]
+        size = r["before_gb"] + memory.finetuning_bytes(shape, r["trained"], r["tokens"], bits, checkpointing) / 1e9
+        allowed = 0.3 if r["method"] == "full" and r["rows"] == 32 else 0.1
+        assert size == pytest.approx(r["peak_gb"], rel=allowed), r

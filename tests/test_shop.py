@@ -146,3 +146,45 @@ def test_show_result_shows_rows_or_the_reason(orders):
     assert "1 row<" in shop.show_result(orders, "SELECT COUNT(*) FROM orders").data
     assert "0 rows" in shop.show_result(orders, "SELECT id FROM orders WHERE id < 0").data
     assert "refused" in shop.show_result(orders, "DELETE FROM orders").data
+
+
+def without_one_condition(sql: str):
+    """Yield the query once for each of its conditions, which is left out."""
+    start, _, rest = sql.partition(" WHERE ")
+    end = re.search(r" (?:GROUP|ORDER) .*$|$", rest)[0]
+    conditions = rest.removesuffix(end).split(" AND ") if rest else []
+    for i in range(len(conditions)):
+        kept = " AND ".join(conditions[:i] + conditions[i + 1 :])
+        yield start + (f" WHERE {kept}" if kept else "") + end
+
+
+def test_a_query_without_one_of_its_conditions_is_not_right():
+    """In the large database alone, some are: nearly every customer has ordered in nearly every city."""
+    databases = shop.databases()
+    rows = shop.questions("test") + shop.questions("free")
+    pairs = [(sql, row["answer"]) for row in rows for sql in without_one_condition(row["answer"])]
+    assert len(pairs) == 416
+    assert sum(shop.same_result(databases[0], *pair) for pair in pairs) == 45
+    assert not any(shop.is_right(databases, *pair) for pair in pairs)
+    assert all(shop.is_right(databases, row["answer"], row["answer"]) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        ("SELECT * FROM orders WHERE city = 'Riga' AND price > 5 ORDER BY id LIMIT 3", []),
+        ("SELECT * FROM orders WHERE city = 'Riga' ORDER BY id LIMIT 3", ["a condition is missing"]),
+        (
+            "SELECT * FROM orders WHERE city = 'Oslo' AND price > 5 ORDER BY id LIMIT 3",
+            ["another value in a condition"],
+        ),
+        (
+            "SELECT COUNT(*) FROM orders WHERE city = 'Riga' AND price > 5 AND month = 'May'",
+            ["a condition is invented", "something else is selected", "sorted, grouped or cut differently"],
+        ),
+        ("Riga", ["a condition is missing", "something else is selected", "sorted, grouped or cut differently"]),
+    ],
+)
+def test_mistakes_are_named(sql, expected):
+    reference = "SELECT * FROM orders WHERE city = 'Riga' AND price > 5 ORDER BY id LIMIT 3"
+    assert shop.mistakes(sql, reference) == expected

@@ -398,13 +398,13 @@ def test_a_model_gone_wrong_shows_no_memorization(tiny, tokenizer):
         (lambda name: models.quantization_config(name), "nf4"),
         (lambda name: memory.weight_bytes(SHAPE, name), "nf4"),
         (lambda name: recipes.get_recipe(name), "laptop"),
-        (lambda name: data.recorded(name), "06_memory"),
+        (lambda name: data.recorded(name), "06_peaks"),
         (lambda name: data.prompts(name), "dates"),
         (lambda name: family.adapt(None, name), "LoRA"),
         (lambda name: vector_search.vector_index(name, torch.ones(4, 2)), "HNSW"),
     ],
 )
-@pytest.mark.parametrize("name", ["nothing", "../recorded/06_memory", "a" * 200])
+@pytest.mark.parametrize("name", ["nothing", "../recorded/06_peaks", "a" * 200])
 def test_an_unknown_name_is_answered_with_the_known_ones(call, known, name):
     with pytest.raises(ValueError, match=rf"There is no .* Choose one of: .*{known}"):
         call(name)
