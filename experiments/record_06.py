@@ -68,8 +68,7 @@ def peak(method: str, rows: int) -> dict:
 def method_run(method: str, seed: int, learning_rate: float, judged_on: str) -> dict:
     from lecture_utils import family, runtime
 
-    rank = int(method.split("=")[1]) if method.startswith("rank=") else None
-    found = family.run(method, seed, learning_rate, judged_on, rank)
+    found = family.run(method, seed, learning_rate, judged_on)
     return {
         "trained": found.trained, "seconds": round(found.seconds, 1), "peak_gb": round(runtime.peak_memory_gb(), 2),
         "right": found.right, "total": found.total, "last_losses": round(sum(found.losses[-10:]) / 10, 3),
@@ -82,7 +81,7 @@ def planned(part: str) -> list[dict]:
     if part == "peaks":
         ways = ("LoRA", "QLoRA", "full", "LoRA, checkpointing")
         return [{"method": method, "rows": rows} for method in ways for rows in (8, 16, 32)]
-    rates = METHODS if part == "methods" else {f"rank={rank}": tried for rank, tried in RANKS.items()}
+    rates = METHODS if part == "methods" else {f"LoRA r={rank}, all linear": tried for rank, tried in RANKS.items()}
     keys = ("method", "seed", "learning_rate", "judged_on")
     tried = [(method, 0, rate, "dev") for method, all_rates in rates.items() for rate in all_rates]
     name = f"06_{part}"

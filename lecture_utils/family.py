@@ -58,8 +58,7 @@ def configs() -> dict:
         "(IA)³": IA3Config(**lm),
         "prefix tuning, 20 vectors": PrefixTuningConfig(num_virtual_tokens=20, **lm),
         "LoRA r=16, q and v": lora(16, ["q_proj", "v_proj"]),
-        "LoRA r=16, all linear": lora(16),
-    }
+    } | {f"LoRA r={rank}, all linear": lora(rank) for rank in (1, 4, 16, 64)}
 
 
 # The learning rate of each method (record_06.py compares three of each on the development questions)
@@ -99,13 +98,14 @@ def diagram():
 
 
 def adapt(model, method: str):
-    """Return ``model`` adapted by one of ``METHODS``. PEFT has no adapter layers, so these are ours."""
+    """Return ``model`` adapted by one of ``METHODS`` or by LoRA of another rank in ``configs``. PEFT has no adapter layers, so these are ours."""
     from peft import get_peft_model
 
-    choose(METHODS, method, "method")
     if method == "all parameters":
         return model
-    return add_bottlenecks(model) if method.startswith("adapter") else get_peft_model(model, configs()[method])
+    if method == "adapter layers, 16 wide":
+        return add_bottlenecks(model)
+    return get_peft_model(model, choose(configs(), method, "method"))
 
 
 def questions(split: str) -> list[dict]:
@@ -182,14 +182,12 @@ def right(found: list[str], rows: list[dict], split: str) -> int:
     return sum(shop.is_right(among, sql, row["answer"]) for sql, row in zip(found, rows, strict=True))
 
 
-def run(method: str, seed: int, learning_rate: float, split: str, rank: int | None = None) -> Outcome:
-    """Adapt the laptop's model by a method, or by LoRA of a ``rank``, train it, and judge it on a split."""
-    from peft import get_peft_model
-
+def run(method: str, seed: int, learning_rate: float, split: str) -> Outcome:
+    """Adapt the laptop's model by a method, train it, and judge it on a split."""
     runtime.seed_everything(seed)
     model, tokenizer = models.load_chat_model()
     runtime.use_eager_attention_on_cpu(model)
-    model = get_peft_model(model, lora(rank)) if rank else adapt(model, method)
+    model = adapt(model, method)
     start = time.perf_counter()
     losses = train(model, tokenizer, learning_rate, seed)
     seconds = time.perf_counter() - start
