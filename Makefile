@@ -72,11 +72,10 @@ links: $(VENV)/.installed    ## update badges, setup cells, citation and the REA
 	$(RUN) tools/links.py $(REPO)
 
 # Files that are as committed are deleted and recorded again. Otherwise, an interrupted recording continues. The file of
-# 09's adapters is kept, because the registry contains the checksums of these adapters, and 06_family.csv, because its
-# earlier task has no script any more.
+# 09's adapters is kept, because the registry contains the checksums of these adapters.
 RECORDED = lecture_utils/recorded/$(or $(NB),*)_*.csv
 record: setup    ## repeat the recorded runs, which takes some hours (NB=06 repeats those of one notebook)
-	! git diff --quiet HEAD -- '$(RECORDED)' || rm -rf build/record_$(or $(NB),*) $(filter-out %/09_adapters.csv %/06_family.csv,$(wildcard $(RECORDED)))
+	! git diff --quiet HEAD -- '$(RECORDED)' || rm -rf build/record_$(or $(NB),*) $(filter-out %/09_adapters.csv,$(wildcard $(RECORDED)))
 	for tool in experiments/record_$(or $(NB),*).py; do $(RUN) $$tool || exit 1; done
 
 # llms-from-scratch requires an older numpy than ours. It is installed without dependencies, because we need none of them.

@@ -2,9 +2,8 @@
 
 peaks     peak memory of full finetuning, LoRA and QLoRA at three batch sizes
 methods   each method of the PEFT family on the shop's simple questions: three learning rates judged on the
-          development questions, then three seeds judged on the test questions
+          development questions (by the training loss, where they are equal), then three seeds judged on the test
 ranks     the same for LoRA with other ranks, with alpha = 2 r and two learning rates
-          (methods and ranks are not recorded yet: 06_family.csv has earlier runs on another task)
 spectra   how many directions the update of a full finetuning has, in several matrices
 
 Each run of the first three is a process of its own, so that its peak is its own.
@@ -14,8 +13,8 @@ import psutil
 import runner
 
 METHODS = {  # the learning rates that are tried; family.METHODS has the best
-    "prompt tuning, 20 vectors": (3e-2, 1e-1, 3e-1), "(IA)³": (1e-2, 3e-2, 1e-1),
-    "prefix tuning, 20 vectors": (3e-3, 1e-2, 3e-2), "adapter layers, 16 wide": (1e-3, 3e-3, 1e-2),
+    "prompt tuning, 20 vectors": (3e-2, 1e-1, 3e-1), "(IA)³": (3e-2, 1e-1, 3e-1),
+    "prefix tuning, 20 vectors": (3e-2, 1e-1, 3e-1), "adapter layers, 16 wide": (1e-3, 3e-3, 1e-2),
     "LoRA r=16, q and v": (1e-3, 3e-3, 1e-2), "LoRA r=16, all linear": (1e-3, 3e-3, 1e-2),
     "all parameters": (1e-4, 3e-4, 1e-3),
 }  # fmt: skip
@@ -88,7 +87,8 @@ def planned(part: str) -> list[dict]:
     dev = [row for row in runner.done(name) if row["judged_on"] == "dev"]
     tested = []
     if len(dev) == len(tried):
-        best = {method: max((r for r in dev if r["method"] == method), key=lambda r: r["right"]) for method in rates}
+        order = lambda row: (row["right"], -row["last_losses"])  # noqa: E731
+        best = {method: max((r for r in dev if r["method"] == method), key=order) for method in rates}
         tested = [(m, seed, row["learning_rate"], "test") for m, row in best.items() for seed in range(3)]
     return [dict(zip(keys, run, strict=True)) for run in tried + tested]
 
@@ -118,7 +118,7 @@ def spectra() -> None:
                 energy = torch.linalg.svdvals(matrix).square()
                 share = energy.cumsum(0) / energy.sum()
                 row[f"{kind}_half"] = int((share < 0.5).sum()) + 1  # directions that hold half of the energy
-                row[f"{kind}_at_16"] = f"{share[15]:.3f}"
+                row |= {f"{kind}_at_{n}": f"{share[n - 1]:.3f}" for n in (1, 4, 16, 64, 192)}
             runner.add("06_spectra", row)
 
 

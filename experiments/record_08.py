@@ -2,7 +2,7 @@
 
 08_baselines: what answers without finetuning. 08_trials: how the settings were chosen, on the development set. 08_runs: the
 laptop's model finetuned on the shop's questions, with other data, seeds or settings. 08_forms: the merged and exported
-forms of an adapter that was trained as in the notebook.
+forms of an adapter that was trained as in the notebook. 08_coverage: the forms of the queries in the training sets.
 """
 
 import dataclasses
@@ -46,6 +46,7 @@ def planned() -> list[dict]:
         {"series": "settings", "label": "settings of 2023"} | usual | {"recipe": "laptop-2023"},
         {"series": "seeds", "label": "another seed"} | usual | {"seed": 1},
         {"series": "seeds", "label": "a third seed"} | usual | {"seed": 2},
+        {"series": "seeds", "label": "the notebook's seed"} | usual | {"seed": 42},
     ]
 
 
@@ -97,6 +98,20 @@ def finetune(series, label, recipe: str, pairs: int, patterns: int, values: int,
         steps = trainer.state.global_step
         del model, trainer
         return {"steps": steps} | counts(*merged(folder))
+
+
+def coverage(patterns: int) -> dict:
+    """Count the forms of the queries (without names and numbers) in a training set, and the questions of both test sets
+    whose form is among them."""
+
+    def form(sql: str) -> str:
+        return re.sub(r"'[^']*'|\d+(\.\d+)?", "?", sql)
+
+    from lecture_utils import shop
+
+    known = {form(row["answer"]) for row in training_set(patterns, 300, PAIRS, space=False)}
+    found = {name: sum(form(row["answer"]) in known for row in shop.questions(name)) for name in ("test", "free")}
+    return {"forms": len(known)} | found
 
 
 TRIALS = (
@@ -204,7 +219,7 @@ def forms(folder: Path) -> None:
     import torch
     from peft import PeftModel
 
-    from lecture_utils import gguf_export, models, shop
+    from lecture_utils import gguf_export, models, quantization, shop
 
     splits, databases = ("test", "free"), shop.databases()
     base, tokenizer = models.load_chat_model(quantization="nf4")
@@ -232,6 +247,11 @@ def forms(folder: Path) -> None:
     add("merged into dequantized", {split: answers(model, tokenizer, split) for split in splits}, trained)
     other, _ = merged(folder, dequantized=False)
     add("merged into 16 bits", {split: answers(other, tokenizer, split) for split in splits}, matrices(other))
+    again, _ = merged(folder)
+    for name, module in again.named_modules():
+        if name.endswith("_proj"):
+            module.weight.data = quantization.quantize_4bit(module.weight).dequantize(module.weight.dtype)
+    add("merged, in 4 bits again", {split: answers(again, tokenizer, split) for split in splits}, matrices(again))
     for kind in gguf_export.TYPES:
         with tempfile.TemporaryDirectory() as work:
             gguf_export.write_gguf(model, tokenizer, Path(work) / "model.gguf", kind)
@@ -255,6 +275,7 @@ if __name__ == "__main__":
         "untouched", "columns in the prompt", "columns and eight examples", "look-up", "look-up, names exchanged",
     )  # fmt: skip
     runner.run("08_baselines", [{"method": method} for method in methods], baseline)
+    runner.run("08_coverage", [{"patterns": count} for count in (25, 100, 749)], coverage)
     names = ("layers", "space", "batch_size", "learning_rate", "pairs", "order")
     runner.run("08_trials", [dict(zip(names, row, strict=True)) for row in TRIALS], trial, separately=True)
     runner.run("08_runs", planned(), finetune, separately=True)

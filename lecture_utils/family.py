@@ -63,8 +63,8 @@ def configs() -> dict:
 
 # The learning rate of each method (record_06.py compares three of each on the development questions)
 METHODS = {
-    "prompt tuning, 20 vectors": 1e-1, "(IA)³": 3e-2, "prefix tuning, 20 vectors": 1e-2,
-    "adapter layers, 16 wide": 3e-3, "LoRA r=16, q and v": 3e-3, "LoRA r=16, all linear": 3e-3, "all parameters": 3e-4,
+    "prompt tuning, 20 vectors": 3e-2, "(IA)³": 1e-1, "prefix tuning, 20 vectors": 1e-1,
+    "adapter layers, 16 wide": 3e-3, "LoRA r=16, q and v": 3e-3, "LoRA r=16, all linear": 3e-3, "all parameters": 1e-3,
 }  # fmt: skip
 
 
@@ -94,6 +94,31 @@ def diagram():
     ):  # fmt: skip
         d.text(x, y, name, size=8.5)
     d.legend(0.1, 0.08, frozen="frozen", trained="trained, one kind in each method")
+    return d
+
+
+def qlora_diagram():
+    """Return a drawing of QLoRA's layer: what is stored, how it is used, and where gradients flow."""
+    from lecture_utils import plotting
+    from lecture_utils.diagrams import Diagram
+
+    d = Diagram(8.8, 3.4)
+    x, h = d.box(0.1, 1.1, "x", 0.6, 0.6, "data"), d.box(8.0, 1.1, "h", 0.6, 0.6, "data")
+    codes = d.box(1.3, 2.85, "codes, 4 bits each", 1.7, 0.45, "frozen")
+    scales = d.box(1.3, 2.2, "scales", 1.7, 0.45, "frozen")
+    weight = d.box(4.6, 2.5, "W, 16 or 32 bits\nonly for a moment", 1.8, 0.6)
+    product, plus = d.box(4.9, 1.6, "x Wᵀ", 1.2, 0.55), d.box(6.9, 1.1, "+", 0.45, 0.55)
+    A, B = d.box(2.2, 0.35, "A", 0.9, 0.5, "trained"), d.box(4.2, 0.35, "B", 0.9, 0.5, "trained")
+    d.arrow(codes, weight, "dequantize")
+    for start, end in (
+        (scales, weight), (weight, product), (x, product), (x, A), (A, B), (B, plus), (product, plus), (plus, h),
+    ):  # fmt: skip
+        d.arrow(start, end)
+    for start, end, bend in ((plus, B, 0.45), (B, A, 0.45), (product, x, 0.12)):
+        d.arrow(start, end, bend=bend, dashed=True, color=plotting.RED)
+    d.text(2.6, 1.92, "through W to earlier layers", size=8.5, color=plotting.RED)
+    d.text(4.9, 0.14, "dashed red: gradients. They change only A and B", size=8.5, color=plotting.RED)
+    d.legend(0.1, 0.14, frozen="stored, frozen", trained="trained")
     return d
 
 
@@ -168,12 +193,44 @@ def train(model, tokenizer, learning_rate: float, seed: int = 0) -> list[float]:
     return losses
 
 
+@torch.inference_mode()
+def soft_cache(model, rows: int):
+    """Return the keys and values of a trained soft prompt or prefix, for a batch of ``rows`` texts."""
+    prompt = model.get_prompt(rows)
+    if model.active_peft_config.peft_type == "PREFIX_TUNING":
+        return prompt
+    return model.get_base_model()(inputs_embeds=prompt, use_cache=True, logits_to_keep=1).past_key_values
+
+
+@torch.inference_mode()
+def continue_after_soft_prompt(model, tokenizer, prompts: list[str], max_new_tokens: int) -> list[str]:
+    """Return the greedy continuation of each prompt after a soft prompt or prefix.
+
+    PEFT's own ``generate`` does not write here what its ``forward`` predicts (PEFT 0.21 with transformers 5.24). So the
+    base model continues a cache, with as many padding tokens in ``input_ids`` as the cache has positions.
+    """
+    virtual = model.active_peft_config.num_virtual_tokens
+    batch = tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
+    ids = torch.nn.functional.pad(batch["input_ids"], (virtual, 0), value=tokenizer.pad_token_id)
+    mask = torch.nn.functional.pad(batch["attention_mask"], (virtual, 0), value=1)
+    out = model.get_base_model().generate(
+        input_ids=ids, attention_mask=mask, past_key_values=soft_cache(model, len(prompts)), do_sample=False,
+        max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+
+
 def answers(model, tokenizer, rows: list[dict]) -> list[str]:
     """Return the query that the model writes for the question of each row."""
-    asked = [row["question"] for row in rows]
+    asked, most = [row["question"] for row in rows], 48
+    soft = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
     with training.autocast():  # an adapter in fp32 beside weights in 16 bits
-        written = evaluation.generate_answers(model, tokenizer, asked, max_new_tokens=48)
-    return [shop.for_the_database(text) for text in written]
+        if soft:
+            prompts = [data.render(tokenizer, question)[0] for question in asked]
+            written = continue_after_soft_prompt(model, tokenizer, prompts, most)
+        else:
+            written = evaluation.generate_answers(model, tokenizer, asked, max_new_tokens=most)
+    return [shop.for_the_database(text.strip()) for text in written]
 
 
 def right(found: list[str], rows: list[dict], split: str) -> int:
@@ -182,10 +239,11 @@ def right(found: list[str], rows: list[dict], split: str) -> int:
     return sum(shop.is_right(among, sql, row["answer"]) for sql, row in zip(found, rows, strict=True))
 
 
-def run(method: str, seed: int, learning_rate: float, split: str) -> Outcome:
-    """Adapt the laptop's model by a method, train it, and judge it on a split."""
+def run(method: str, seed: int, learning_rate: float, split: str, quantization: str | None = None) -> Outcome:
+    """Adapt the laptop's model by a method, train it, and judge it on a split. ``quantization``: of the frozen weights,
+    as in ``models.load_chat_model``."""
     runtime.seed_everything(seed)
-    model, tokenizer = models.load_chat_model()
+    model, tokenizer = models.load_chat_model(quantization=quantization)
     runtime.use_eager_attention_on_cpu(model)
     model = adapt(model, method)
     start = time.perf_counter()

@@ -2,15 +2,14 @@ import re
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from lecture_utils import family, memory, models, runtime, shapes, shop
+from lecture_utils import data, family, memory, models, runtime, shapes, shop
 
 SHAPE = shapes.Shape(300, 64, 128, 3, 4, 2, 16, tied=True)
 
 
 def tiny():
-    from transformers import AutoModelForCausalLM
-
     runtime.seed_everything(0)
     return AutoModelForCausalLM.from_config(SHAPE.config()).eval()
 
@@ -64,6 +63,14 @@ def test_trained_parameters_by_formula():
         assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected[method], method
 
 
+def test_learning_rates_are_the_best_of_those_tried():
+    dev = [row for row in data.recorded("06_methods")[0] if row["judged_on"] == "dev"]
+    for method, rate in family.METHODS.items():
+        tried = [row for row in dev if row["method"] == method]
+        assert len(tried) == 3
+        assert max(tried, key=lambda row: (row["right"], -row["last_losses"]))["learning_rate"] == rate, method
+
+
 @pytest.mark.parametrize("method", family.configs() | {"adapter layers, 16 wide": None})
 def test_only_the_new_parameters_learn_and_all_of_them_do(method):
     plain = tiny()
@@ -102,3 +109,23 @@ def test_errors_name_the_choices():
         family.adapt(tiny(), "magic")
     with pytest.raises(KeyError):
         family.questions("free")
+
+
+@pytest.mark.parametrize("method", ["prompt tuning, 20 vectors", "prefix tuning, 20 vectors"])
+def test_soft_prompts_write_what_their_forward_pass_predicts(method):
+    tokenizer = models.load_tokenizer(models.LAPTOP_MODEL)
+    shape = shapes.Shape(len(tokenizer), 64, 128, 3, 4, 2, 16, tied=True)
+    runtime.seed_everything(0)
+    model = family.adapt(AutoModelForCausalLM.from_config(shape.config()), method).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    prompts = ["Who bought a kettle?", "How much did Ludmila spend in May?"]
+    written = family.continue_after_soft_prompt(model, tokenizer, prompts, 5)
+    for prompt, text in zip(prompts, written, strict=True):
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        for _ in range(5):
+            with torch.inference_mode():
+                logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+            ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
+        assert text == tokenizer.decode(ids[0, -5:], skip_special_tokens=True)

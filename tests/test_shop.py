@@ -1,4 +1,5 @@
 import json
+import random
 import re
 import time
 
@@ -156,6 +157,26 @@ def without_one_condition(sql: str):
     for i in range(len(conditions)):
         kept = " AND ".join(conditions[:i] + conditions[i + 1 :])
         yield start + (f" WHERE {kept}" if kept else "") + end
+
+
+def with_another_condition(sql: str, rng: random.Random):
+    """Yield the query once for each column that it has no condition on, with a random condition on this column."""
+    names = shop.values("test")
+    values = {"city": names["cities"], "product": names["products"], "customer": names["customers"]}
+    values |= {"status": shop.STATUSES, "month": shop.MONTHS}
+    start, where, rest = re.fullmatch(r"(.*? FROM orders)( WHERE)?(.*)", sql).groups()
+    for column in [name for name in values if f"{name} =" not in sql]:
+        condition = f"{column} = '{rng.choice(values[column])}'"
+        yield f"{start} WHERE {condition}{' AND' if where else ''}{rest}"
+
+
+def test_a_query_with_an_invented_condition_is_hardly_ever_right():
+    databases, rng = shop.databases(), random.Random(0)
+    rows = shop.questions("test") + shop.questions("free")
+    pairs = [(sql, row["answer"]) for row in rows for sql in with_another_condition(row["answer"], rng)]
+    assert len(pairs) == 927
+    assert sum(shop.same_result(databases[0], *pair) for pair in pairs) == 83
+    assert sum(shop.is_right(databases, *pair) for pair in pairs) == 3
 
 
 def test_a_query_without_one_of_its_conditions_is_not_right():
