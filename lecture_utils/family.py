@@ -63,7 +63,7 @@ def configs() -> dict:
 
 # The learning rate of each method (record_06.py compares three of each on the development questions)
 METHODS = {
-    "prompt tuning, 20 vectors": 3e-2, "(IA)³": 1e-1, "prefix tuning, 20 vectors": 1e-1,
+    "prompt tuning, 20 vectors": 3e-1, "(IA)³": 1e-1, "prefix tuning, 20 vectors": 1e-1,
     "adapter layers, 16 wide": 3e-3, "LoRA r=16, q and v": 3e-3, "LoRA r=16, all linear": 3e-3, "all parameters": 1e-3,
 }  # fmt: skip
 
