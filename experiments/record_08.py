@@ -104,10 +104,10 @@ def coverage(patterns: int) -> dict:
     """Count the forms of the queries (without names and numbers) in a training set, and the questions of both test sets
     whose form is among them."""
 
+    from lecture_utils import shop
+
     def form(sql: str) -> str:
         return re.sub(r"'[^']*'|\d+(\.\d+)?", "?", sql)
-
-    from lecture_utils import shop
 
     known = {form(row["answer"]) for row in training_set(patterns, 300, PAIRS, space=False)}
     found = {name: sum(form(row["answer"]) in known for row in shop.questions(name)) for name in ("test", "free")}

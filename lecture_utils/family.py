@@ -123,7 +123,8 @@ def qlora_diagram():
 
 
 def adapt(model, method: str):
-    """Return ``model`` adapted by one of ``METHODS`` or by LoRA of another rank in ``configs``. PEFT has no adapter layers, so these are ours."""
+    """Return ``model`` adapted by one of ``METHODS``, or by LoRA of another rank in ``configs``. PEFT has no adapter
+    layers, so these are ours."""
     from peft import get_peft_model
 
     if method == "all parameters":
@@ -194,42 +195,34 @@ def train(model, tokenizer, learning_rate: float, seed: int = 0) -> list[float]:
 
 
 @torch.inference_mode()
-def soft_cache(model, rows: int):
-    """Return the keys and values of a trained soft prompt or prefix, for a batch of ``rows`` texts."""
-    prompt = model.get_prompt(rows)
-    if model.active_peft_config.peft_type == "PREFIX_TUNING":
-        return prompt
-    return model.get_base_model()(inputs_embeds=prompt, use_cache=True, logits_to_keep=1).past_key_values
-
-
-@torch.inference_mode()
 def continue_after_soft_prompt(model, tokenizer, prompts: list[str], max_new_tokens: int) -> list[str]:
     """Return the greedy continuation of each prompt after a soft prompt or prefix.
 
     PEFT's own ``generate`` does not write here what its ``forward`` predicts (PEFT 0.21 with transformers 5.24). So the
-    base model continues a cache, with as many padding tokens in ``input_ids`` as the cache has positions.
+    base model continues the keys and values of the soft prompt or prefix, with as many padding tokens in ``input_ids``
+    as it has positions.
     """
+    base, soft = model.get_base_model(), model.get_prompt(len(prompts))
+    if model.active_peft_config.peft_type != "PREFIX_TUNING":  # these are vectors, and not yet keys and values
+        soft = base(inputs_embeds=soft, use_cache=True, logits_to_keep=1).past_key_values
     virtual = model.active_peft_config.num_virtual_tokens
     batch = tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
     ids = torch.nn.functional.pad(batch["input_ids"], (virtual, 0), value=tokenizer.pad_token_id)
     mask = torch.nn.functional.pad(batch["attention_mask"], (virtual, 0), value=1)
-    out = model.get_base_model().generate(
-        input_ids=ids, attention_mask=mask, past_key_values=soft_cache(model, len(prompts)), do_sample=False,
-        max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id,
+    out = base.generate(
+        input_ids=ids, attention_mask=mask, past_key_values=soft, do_sample=False, max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     return tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
 
 
 def answers(model, tokenizer, rows: list[dict]) -> list[str]:
     """Return the query that the model writes for the question of each row."""
-    asked, most = [row["question"] for row in rows], 48
+    prompts = [data.render(tokenizer, row["question"])[0] for row in rows]
     soft = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
+    write = continue_after_soft_prompt if soft else evaluation.complete
     with training.autocast():  # an adapter in fp32 beside weights in 16 bits
-        if soft:
-            prompts = [data.render(tokenizer, question)[0] for question in asked]
-            written = continue_after_soft_prompt(model, tokenizer, prompts, most)
-        else:
-            written = evaluation.generate_answers(model, tokenizer, asked, max_new_tokens=most)
+        written = write(model, tokenizer, prompts, max_new_tokens=48)
     return [shop.for_the_database(text.strip()) for text in written]
 
 
