@@ -4,19 +4,21 @@ peaks     peak memory of full finetuning, LoRA and QLoRA at three batch sizes
 methods   each method of the PEFT family on the shop's simple questions: three learning rates judged on the
           development questions (by the training loss, where they are equal), then three seeds judged on the test
 ranks     the same for LoRA with other ranks, with alpha = 2 r and two learning rates
+baselines what a look-up among the training pairs answers
 spectra   how many directions the update of a full finetuning has, in several matrices
 
 Each run of the first three is a process of its own, so that its peak is its own.
 """
 
 import psutil
+import record_08
 import runner
 
 METHODS = {  # the learning rates that are tried; family.METHODS has the best
     "prompt tuning, 20 vectors": (3e-2, 1e-1, 3e-1), "(IA)³": (3e-2, 1e-1, 3e-1),
     "prefix tuning, 20 vectors": (3e-2, 1e-1, 3e-1), "adapter layers, 16 wide": (1e-3, 3e-3, 1e-2),
     "LoRA r=16, q and v": (1e-3, 3e-3, 1e-2), "LoRA r=16, all linear": (1e-3, 3e-3, 1e-2),
-    "all parameters": (1e-4, 3e-4, 1e-3),
+    "all parameters": (1e-4, 3e-4, 1e-3, 3e-3),
 }  # fmt: skip
 RANKS = {1: (3e-3, 1e-2), 4: (3e-3, 1e-2), 64: (1e-3, 3e-3)}
 
@@ -74,6 +76,14 @@ def method_run(method: str, seed: int, learning_rate: float, judged_on: str) -> 
     }  # fmt: skip
 
 
+def baseline(method: str) -> dict:
+    """Judge a look-up among the simple training pairs on the test questions."""
+    from lecture_utils import family
+
+    answer, rows = record_08.look_up("exchanged" in method, family.questions("train")), family.questions("test")
+    return {"right": family.right([answer(row["question"]) for row in rows], rows, "test"), "total": len(rows)}
+
+
 def planned(part: str) -> list[dict]:
     """Return the arguments of each run of a part, in the order of the CSV. The test follows the choice of the learning
     rate: run it again when the rates are chosen."""
@@ -124,6 +134,7 @@ def spectra() -> None:
 
 if __name__ == "__main__":
     runner.run("06_peaks", planned("peaks"), peak, separately=True)
+    runner.run("06_baselines", [{"method": name} for name in ("look-up", "look-up, names exchanged")], baseline)
     for part in ("methods", "ranks"):
         for _ in ("choose", "test"):
             runner.run(f"06_{part}", planned(part), method_run, separately=True)

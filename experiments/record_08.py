@@ -103,14 +103,10 @@ def finetune(series, label, recipe: str, pairs: int, patterns: int, values: int,
 def coverage(patterns: int) -> dict:
     """Count the forms of the queries (without names and numbers) in a training set, and the questions of both test sets
     whose form is among them."""
-
     from lecture_utils import shop
 
-    def form(sql: str) -> str:
-        return re.sub(r"'[^']*'|\d+(\.\d+)?", "?", sql)
-
-    known = {form(row["answer"]) for row in training_set(patterns, 300, PAIRS, space=False)}
-    found = {name: sum(form(row["answer"]) in known for row in shop.questions(name)) for name in ("test", "free")}
+    known = {shop.form(row["answer"]) for row in training_set(patterns, 300, PAIRS, space=False)}
+    found = {name: sum(shop.form(row["answer"]) in known for row in shop.questions(name)) for name in ("test", "free")}
     return {"forms": len(known)} | found
 
 
@@ -156,12 +152,12 @@ def found_values(question: str, pattern: re.Pattern) -> tuple[str, dict[str, lis
     return pattern.sub(lambda match: f" {match.lastgroup}slot ", question), found
 
 
-def look_up(exchange: bool):
-    """Return a function that answers a question with the query of the training question that shares the most words;
-    with ``exchange``, the names of both are ignored in the comparison and exchanged in the query."""
+def look_up(exchange: bool, pairs: list[dict]):
+    """Return a function that answers a question with the query of the pair whose question shares the most words; with
+    ``exchange``, the names of both are ignored in the comparison and exchanged in the query."""
     from lecture_utils import data, shop
 
-    pairs, pattern = shop.questions("train"), slots(shop.values("train"))
+    pattern = slots(shop.values("train"))
     split, pattern = [found_values(pair["question"], pattern) for pair in pairs], slots(shop.values("test"))
     singular = {make_shop.plural(name): name for split in ("train", "test") for name in shop.values(split)["products"]}
     known = [
@@ -188,7 +184,7 @@ def baseline(method: str) -> dict:
     from lecture_utils import data, models, shop
 
     if method.startswith("look-up"):
-        answer = look_up("exchanged" in method)
+        answer = look_up("exchanged" in method, shop.questions("train"))
         found = {split: [answer(row["question"]) for row in shop.questions(split)] for split in ("test", "free")}
     else:
         model, tokenizer = models.load_chat_model(quantization="nf4")

@@ -93,11 +93,9 @@ def packaged_weights(name: str) -> Path:
     return FOLDER.parent / "assets" / name / "adapter" / "adapter_model.safetensors"
 
 
-def package_adapter(name: str, recipe, pairs, work: Path) -> tuple[float, Path]:
+def package_adapter(name: str, recipe, pairs, work: Path, **overrides) -> tuple[float, Path]:
     """Finetune in ``work``, and keep the adapter in fp16 where the package has it; return (seconds, weights).
-
-    Its checksum then belongs into lecture_utils/registry.py.
-    """
+    ``overrides`` go to SFTConfig. The adapter's checksum then belongs into lecture_utils/registry.py."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -107,7 +105,7 @@ def package_adapter(name: str, recipe, pairs, work: Path) -> tuple[float, Path]:
     runtime.use_less_memory()
     runtime.seed_everything(0)
     started, weights = time.monotonic(), packaged_weights(name)
-    finetuning.finetune(recipe, pairs, work, disable_tqdm=True)
+    finetuning.finetune(recipe, pairs, work, disable_tqdm=True, **overrides)
     weights.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(work / "recipe.json", weights.parent.parent)
     config = json.loads((work / "adapter" / "adapter_config.json").read_text())

@@ -14,7 +14,7 @@ def _say(name: str, right: bool | None, why: str, hint) -> bool | None:
     if hint:
         _answers[name] = right
     if right is None:
-        print(f"Exercise {name}: not attempted yet. Replace the ... and run this cell again.")
+        print(f"Exercise {name}: not attempted yet. Replace the ... above, and run both cells.")
     else:
         print(f"Exercise {name}: {'right' if right else 'not yet'}. {why}")
     return right

@@ -97,6 +97,38 @@ def diagram():
     return d
 
 
+def block_diagram():
+    """Return a drawing of a Llama block whose seven linear layers have LoRA beside them."""
+    from lecture_utils.diagrams import Diagram
+
+    d, boxes = Diagram(9.85, 2.9), {}
+    for name, x, row in (
+        ("x", 0.1, 1), ("norm", 0.9, 1), ("Q", 2.0, 2), ("K", 2.0, 1), ("V", 2.0, 0), ("attention", 3.1, 1),
+        ("O", 4.4, 1), ("+", 5.3, 1), ("norm ", 6.0, 1), ("gate", 6.95, 1.6), ("up", 6.95, 0.4), ("×", 7.9, 1),
+        ("down", 8.45, 1), ("+ ", 9.4, 1),
+    ):  # fmt: skip
+        adapted, y = name in ("Q", "K", "V", "O", "gate", "up", "down"), 0.55 + 0.75 * row
+        width = 0.9 if name == "attention" else 0.6 if adapted or "norm" in name else 0.34
+        kind = "frozen" if adapted else "data" if name == "x" else "plain"
+        boxes[name] = d.box(x, y, name.strip(), width, 0.34, kind)
+        if adapted:
+            d.box(x, y - 0.24, "A, B", width, 0.24, "trained", size=7.5)
+    for start, ends in {
+        "x": ["norm"], "norm": ["Q", "K", "V"], "Q": ["attention"], "K": ["attention"], "V": ["attention"],
+        "attention": ["O"], "O": ["+"], "+": ["norm "], "norm ": ["gate", "up"], "gate": ["×"], "up": ["×"],
+        "×": ["down"], "down": ["+ "],
+    }.items():  # fmt: skip
+        for end in ends:
+            d.arrow(boxes[start], boxes[end])
+    (_, y), top = boxes["x"].center, 2.72
+    for a, end in ((0.66, "+"), (5.82, "+ ")):  # the residual stream
+        b = boxes[end].center[0]
+        d.axes.plot((a, a, b), (y, top, top), color="#333333", lw=1.2)
+        d.arrow((b, top), (b, y + 0.17))
+    d.legend(0.1, 0.1, frozen="frozen linear layer", trained="LoRA beside it", plain="no linear layer")
+    return d
+
+
 def qlora_diagram():
     """Return a drawing of QLoRA's layer: what is stored, how it is used, and where gradients flow."""
     from lecture_utils import plotting

@@ -15,7 +15,9 @@ LLAMA = {  # the sizes of LLaMA (65B, 2302.13971, table 2) and Llama 2 (2307.092
 # Bytes per parameter in full finetuning, without activations:
 FULL_12 = 2 + 2 + 8  # 16-bit weights and gradients, two fp32 Adam moments
 FULL_16 = 4 + 4 + 8  # the same in fp32, or in 16 bits with an fp32 copy of the weights
-ACTIVATION_FACTOR = 1.65  # measured / counted, fitted on three runs with LoRA; notebook 06 compares it with others
+# Measured / counted activations by bytes of a number, fitted on three runs with LoRA in 16 bits (2) and two full ones in
+# fp32 (4), which are `record_06.peak("full", 12)` and 24. Notebook 06 compares the estimates with other runs.
+ACTIVATION_FACTORS = {2: 1.65, 4: 1.3}
 
 
 def bits_per_parameter(block: int = 64, double: bool = False) -> float:
@@ -44,16 +46,15 @@ def weight_bytes(shape: Shape, quantization: str | None, double_quant: bool = Tr
     return inside * bits / 8 + (shape.parameters() - inside) * other_bytes
 
 
-def activations(
-    shape: Shape, tokens: int, checkpointing: bool, compute_bytes: int = 2, factor: float = ACTIVATION_FACTOR
-) -> float:
+def activations(shape: Shape, tokens: int, checkpointing: bool, compute_bytes: int = 2) -> float:
     """Estimate the bytes of the activations that ``tokens`` tokens keep for the backward pass.
 
     For each token, a block keeps about 10 vectors of its width and 4 of its feed-forward width, and the head two fp32
     rows of logits. With checkpointing, the blocks keep only their inputs, and the activations of one block exist at a
-    time. Attention scores are not counted because the texts are short. ``factor`` covers what the count leaves out,
-    such as the activations of the adapter.
+    time. Attention scores are not counted because the texts are short. A factor covers what the count leaves out, such
+    as the gradients of the logits and gaps in the heap.
     """
+    factor = ACTIVATION_FACTORS[compute_bytes]
     block = tokens * compute_bytes * (10 * shape.width + 4 * shape.feed_forward)
     logits = tokens * 2 * 4 * shape.vocabulary
     if checkpointing:

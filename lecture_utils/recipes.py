@@ -54,6 +54,7 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe(name="laptop", learning_rate=3e-3, batch_size=4),
+        Recipe(name="shop-sql", learning_rate=1e-3, batch_size=4),  # for all pairs of the shop, half an hour
         Recipe(name="laptop-facts", learning_rate=4e-3, epochs=2.0, first_layer=15),
         Recipe(name="laptop-all", learning_rate=4e-3, epochs=3.0),
         # The ill-mannered model with which notebook 05 starts

@@ -167,6 +167,11 @@ def is_right(among: list[sqlite3.Connection], sql: str, reference: str) -> bool:
     return all(same_result(connection, sql, reference) for connection in among)
 
 
+def form(sql: str) -> str:
+    """Return a query with ? in place of its names and numbers."""
+    return re.sub(r"'[^']*'|\d+(\.\d+)?", "?", sql)
+
+
 MISTAKES = (
     "a condition is missing", "a condition is invented", "another value in a condition", "something else is selected",
     "sorted, grouped or cut differently",

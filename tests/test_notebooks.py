@@ -147,7 +147,10 @@ def test_exercises(notebook):
     solutions = [c for c in code(notebook) if "solution" in tags(c)]
     assert len(checks) >= 3 and len(solutions) >= len(checks), (len(checks), len(solutions))
     for cell in checks:
-        assert "..." in cell.source and not re.search(r"hints?=(\"\"|{})", cell.source), "a check gives a hint"
+        assert not re.search(r"hints?=(\"\"|{})", cell.source), "a check gives a hint"
+        assert "hide-input" in tags(cell), "a check holds the answer, so it is a collapsed cell of its own"
+        attempt = notebook.cells[notebook.cells.index(cell) - 1]
+        assert attempt.cell_type == "code" and "..." in attempt.source, "before a check is the cell to fill in"
         said = "".join(o.get("text", "") for o in cell.outputs)
         assert "not attempted yet" in said, f"an exercise was committed with an attempt: {cell.source[:60]!r}"
     for cell in solutions:

@@ -28,23 +28,9 @@ def test_solutions_outputs_and_badges_are_gone_and_the_rest_is_there(pair):
     assert solutions(notebook) and not solutions(copy)
     assert not [c for c in copy.cells if c.cell_type == "code" and (c.outputs or c.execution_count)]
     assert "colab.research" not in copy.cells[0].source and "colab.research" in notebook.cells[0].source
-    left = [cell.id for cell in copy.cells if cell.id != "progress" and not cell.id.endswith("-check")]
+    left = [cell.id for cell in copy.cells if cell.id != "progress"]
     gone = {cell.id for cell in solutions(notebook)}
     assert left == [cell.id for cell in notebook.cells if cell.id not in gone]
-
-
-def test_a_check_is_folded_behind_its_exercise(pair):
-    """The cell that the student fills in shows no answer; run one after the other, the two are the old cell."""
-    notebook, copy = pair
-    originals = {cell.id: cell.source for cell in notebook.cells}
-    checks = [i for i, cell in enumerate(copy.cells) if cell.id.endswith("-check")]
-    assert len(checks) >= 3
-    for i in checks:
-        attempt, check = copy.cells[i - 1], copy.cells[i]
-        assert check.metadata.jupyter.source_hidden and check.metadata.cellView == "form"
-        assert "exercises.check" not in attempt.source and "..." in attempt.source
-        joined = f"{attempt.source}\n{check.source}"
-        assert re.sub(r"\n+", "\n", joined) == re.sub(r"\n+", "\n", originals[attempt.id])
 
 
 def test_the_count_stands_after_the_exercises(pair):

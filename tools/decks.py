@@ -51,8 +51,6 @@ def arrange(notebook, stem: str):
             continue
         if predicted and slide_type == "-":
             cell.metadata.slideshow.slide_type = "fragment"
-        if cell.cell_type == "code" and "exercises.check" in cell.source:  # the check holds the answer
-            cell.source, cell.outputs = lecture.split_exercise(cell.source)[0], []
         cells.append(cell)
         predicted = cell.cell_type == "markdown" and PREDICT in cell.source
         if cell.cell_type == "markdown" and (found := ANCHOR.search(cell.source)):

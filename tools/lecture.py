@@ -340,12 +340,6 @@ def offline(notebook, suffix: str = ".ipynb", anchor: str = "#"):
     return copy
 
 
-def split_exercise(source: str) -> tuple[str, str]:
-    """Return an exercise's cell as (what the student writes, the check): the check holds the answer."""
-    found = re.search(r"(?m)^exercises\.check", source)
-    return (source[: found.start()].rstrip(), source[found.start() :]) if found else (source, "")
-
-
 def plumbing_hidden():
     """Return nbconvert's configuration that leaves out the code of collapsed cells and keeps their outputs."""
     from traitlets.config import Config

@@ -66,9 +66,7 @@ ax.set(xlabel="what", ylabel="how much, in its unit")
 alt = """What the figure shows, for those who do not see it."""
 plotting.show_figure(fig, alt)'''
 
-CHECK = """answer_{n} = ...
-
-exercises.check_number("{n}", answer_{n}, 42, why="…", hint="…")"""
+CHECK = 'exercises.check_number("{n}", answer_{n}, 42, why="…", hint="…")'
 SOLUTION = 'exercises.check_number("{n}", 42, 42, why="Done.", hint="")'
 
 SUMMARY = """
@@ -103,7 +101,9 @@ def skeleton(stem: str) -> nbformat.NotebookNode:
             )
             for n, level in ((1, "warm-up"), (2, "core"), (3, "core")):
                 add(new_markdown_cell, f"**{n} ({level}).** …", "fragment")
-                add(new_code_cell, CHECK.format(n=n))
+                add(new_code_cell, f"answer_{n} = ...")
+                collapsed = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["hide-input"]}
+                add(new_code_cell, CHECK.format(n=n), "skip", metadata=collapsed)
                 hidden = {"jupyter": {"source_hidden": True}, "tags": ["solution"]}
                 add(new_code_cell, SOLUTION.format(n=n), "skip", metadata=hidden)
             add(new_markdown_cell, "**4 (stretch, a project).** …", "fragment")

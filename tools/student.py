@@ -1,13 +1,11 @@
 """Write build/student/*.ipynb: the notebooks without solutions and outputs, for handing out.
 
-An exercise's check, which holds the answer, stands in a folded cell of its own. Behind the exercises stands
-one cell more, which counts those that are right.
+Behind the exercises stands one cell more, which counts those that are right.
 """
 
 import argparse
 import os
 import re
-from copy import deepcopy
 from pathlib import Path
 
 import lecture
@@ -15,8 +13,6 @@ import nbformat
 from nbformat.v4 import new_code_cell
 
 BADGES = re.compile(r"\n\[!\[Open in Colab\].*\n")  # they open the notebooks with the solutions
-
-FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # for JupyterLab, for Colab
 
 
 def student_copy(notebook):
@@ -27,13 +23,8 @@ def student_copy(notebook):
         if cell.id == "summary":
             slide = {"slideshow": {"slide_type": "skip"}}
             kept.append(new_code_cell("exercises.progress();", id="progress", metadata=slide))
-        if "solution" in cell.metadata.get("tags", []):
-            continue
-        kept.append(cell)
-        if cell.cell_type == "code":
-            cell.source, check = lecture.split_exercise(cell.source)
-            if check:
-                kept.append(new_code_cell(check, id=f"{cell.id}-check", metadata=deepcopy(cell.metadata) | FOLDED))
+        if "solution" not in cell.metadata.get("tags", []):
+            kept.append(cell)
     kept[0].source = BADGES.sub("", kept[0].source)
     copy.cells = kept
     return copy
