@@ -125,6 +125,14 @@ REGISTRY = {card.name: card for card in (
         note="LoRA, rank 16 in all layers: three epochs of the 1,260 pairs of lecture_qa. In fp16.",
     ),
     ModelCard(
+        name="shop-sql", role="an adapter with which the laptop's chat model translates questions about the shop into SQL",
+        shape=None, count=4_884_480, licence="MIT (made here: make record NB=08)",
+        sources=(Packaged(
+            "shop_sql", "cf06e95f7c0158c14719c0f1abc5b64622920a19793813dd9dac153a761364f4", ADAPTER_WEIGHTS
+        ),),
+        note="LoRA, rank 16 in all layers: one epoch of the shop's 5,040 pairs. In fp16.",
+    ),
+    ModelCard(
         name="lecture-reader", role="an adapter with which the laptop's chat model answers from passages",
         shape=None, count=4_884_480, licence="MIT (made here: make record NB=09)",
         sources=(Packaged(

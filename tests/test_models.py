@@ -384,7 +384,9 @@ def test_a_changed_package_is_refused():
         downloads._packaged(registry.Packaged("nowhere", "0" * 64))
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("lecture-adapter", 30), ("lecture-reader", 30), ("lecture-manners", 15)])
+@pytest.mark.parametrize(
+    ("name", "blocks"), [("lecture-adapter", 30), ("shop-sql", 30), ("lecture-reader", 30), ("lecture-manners", 15)]
+)
 def test_packaged_adapters_fit_the_laptops_model_and_name_no_machine(name, blocks):
     import json
 
