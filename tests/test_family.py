@@ -67,7 +67,7 @@ def test_learning_rates_are_the_best_of_those_tried():
     dev = [row for row in data.recorded("06_methods")[0] if row["judged_on"] == "dev"]
     for method, rate in family.METHODS.items():
         tried = [row for row in dev if row["method"] == method]
-        assert len(tried) == 3
+        assert len(tried) >= 3
         assert max(tried, key=lambda row: (row["right"], -row["last_losses"]))["learning_rate"] == rate, method
 
 
