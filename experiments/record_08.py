@@ -3,13 +3,13 @@
 08_baselines: what answers without finetuning. 08_trials: how the settings were chosen, on the development set. 08_runs: the
 laptop's model finetuned on the shop's questions, with other data, seeds or settings. 08_forms: the merged and exported
 forms of an adapter that was trained as in the notebook. 08_coverage: the forms of the queries in the training sets.
-08_long: longer trainings on all pairs, of which the best on the development questions is packaged as shop-sql.
+08_long: other rates and all pairs, judged on the development questions. The last is packaged as shop-sql, and 08_packaged
+judges it.
 """
 
 import dataclasses
 import random
 import re
-import sys
 import tempfile
 from pathlib import Path
 
@@ -136,15 +136,15 @@ def trial(layers: str, space: str, batch_size: int, learning_rate: float, pairs:
     return {"dev": sum(right("dev", answers(model, tokenizer, "dev")))}
 
 
-LONG = ((3e-3, 4), (1.5e-3, 8), (1e-3, 4))  # learning rates and batch sizes
+LONG = ((PAIRS, 3e-3, 4), (PAIRS, 2e-3, 4), (5_040, 3e-3, 4), (5_040, 1.5e-3, 8), (5_040, 1e-3, 4))
 
 
-def long(learning_rate: float, batch_size: int) -> dict:
-    """Train on all pairs and judge on the development questions."""
+def long(pairs: int, learning_rate: float, batch_size: int) -> dict:
+    """Train on some pairs, or on all, and judge on the development questions."""
     from lecture_utils import recipes
 
     recipe = dataclasses.replace(recipes.get_recipe("shop-sql"), learning_rate=learning_rate, batch_size=batch_size)
-    model, _, trainer = runner.finetune(recipe, training_set(749, 300, 5_040))
+    model, _, trainer = runner.finetune(recipe, training_set(749, 300, pairs))
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         steps = trainer.state.global_step
@@ -154,14 +154,16 @@ def long(learning_rate: float, batch_size: int) -> dict:
     return {"steps": steps} | found
 
 
-def package() -> None:
-    """Train the packaged adapter ``shop-sql``: `python experiments/record_08.py --package`, half an hour."""
+def packaged(adapter: str) -> dict:
+    """Judge the packaged adapter ``shop-sql`` on the test and free questions. If its weights were deleted, train it."""
     from lecture_utils import recipes
 
-    with tempfile.TemporaryDirectory() as work:
-        rows = training_set(749, 300, 5_040)
-        runner.package_adapter("shop_sql", recipes.get_recipe("shop-sql"), rows, Path(work), seed=0)
-    print(counts(*merged(runner.packaged_weights("shop_sql").parent)))
+    weights = runner.packaged_weights("shop_sql")
+    if not weights.exists():
+        with tempfile.TemporaryDirectory() as work:
+            rows = training_set(749, 300, 5_040)
+            runner.package_adapter("shop_sql", recipes.get_recipe(adapter), rows, Path(work), seed=0)
+    return counts(*merged(weights.parent))
 
 
 def slots(known: dict[str, list[str]]) -> re.Pattern:
@@ -297,8 +299,6 @@ def forms(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--package"]:
-        sys.exit(package())
     methods = (
         "untouched", "columns in the prompt", "columns and eight examples", "look-up", "look-up, names exchanged",
     )  # fmt: skip
@@ -307,6 +307,8 @@ if __name__ == "__main__":
     names = ("layers", "space", "batch_size", "learning_rate", "pairs", "order")
     runner.run("08_trials", [dict(zip(names, row, strict=True)) for row in TRIALS], trial, separately=True)
     runner.run("08_runs", planned(), finetune, separately=True)
-    runner.run("08_long", [{"learning_rate": a, "batch_size": b} for a, b in LONG], long, separately=True)
+    names = ("pairs", "learning_rate", "batch_size")
+    runner.run("08_long", [dict(zip(names, row, strict=True)) for row in LONG], long, separately=True)
+    runner.run("08_packaged", [{"adapter": "shop-sql"}], packaged)
     if not runner.done("08_forms"):
         forms(ADAPTER)
