@@ -1,0 +1,207 @@
+"""Reproduce the recorded runs of notebook 03: `make record NB=03`, about an hour on two cores.
+
+03_optimizers: what each part of an optimizer is worth. A small Llama is trained for 400 steps, with several learning rates
+for each optimizer; the rate is chosen on one half of the held-out text and the other half is reported. 03_scaling: five
+sizes on the same million tokens. 03_memory: a model that reads a small text again and again. 03_mixing: a mixture of
+documentation and of this course's text. 03_precision: the same training with numbers of fewer bits.
+"""
+
+import functools
+import math
+
+import runner
+
+BATCH, CONTEXT = 16, 128
+RATES = {
+    "SGD": (0.1, 0.3, 1.0),
+    "SGD with momentum": (0.03, 0.1, 0.3),
+    "Adam": (1e-3, 3e-3, 6e-3, 1e-2),
+    "and clipping": (1e-3, 3e-3, 6e-3, 1e-2),
+    "and a schedule": (3e-3, 6e-3, 1e-2, 3e-2),
+    "and weight decay (AdamW)": (3e-3, 6e-3, 1e-2, 3e-2),
+    "Muon for the matrices": (3e-3, 6e-3, 1e-2, 3e-2),
+}
+WIDTHS = {16: (1e-2, 2e-2), 32: (7e-3, 1.4e-2), 64: (5e-3, 1e-2), 128: (3.5e-3, 7e-3)}
+
+
+@functools.cache
+def texts():
+    """Return the training tokens, both halves of the held-out tokens, and the tokenizer of notebook 03."""
+    import torch
+
+    from lecture_utils import corpus, tokenization
+
+    docs = corpus.load()
+    tokenizer = tokenization.train_with_library(docs.train, 1_024)
+
+    def encode(documents):
+        return torch.tensor([i for part in tokenizer.encode_batch([d + "\n\n" for d in documents]) for i in part.ids])
+
+    held_out = encode(docs.held_out)
+    return encode(docs.train), held_out[:40_000], held_out[40_000:80_000], tokenizer, encode
+
+
+def llama(width: int, layers: int = 4):
+    import torch
+
+    from lecture_utils import transformer
+
+    torch.manual_seed(0)
+    config = transformer.LlamaConfig(1_024, width, 8 * width // 3, layers, 4, 4, width // 4)
+    return transformer.Llama(config)
+
+
+def train(model, tokens, steps: int, rate: float, **config):
+    """Train with the package's loop, the one that the notebook writes."""
+    from lecture_utils import training
+
+    settings = {"batch_size": BATCH, "context_length": CONTEXT, "learning_rate": rate} | config
+    return training.Trainer(model, training.TrainingConfig(steps=steps, **settings)).train(tokens, progress=False)
+
+
+def loss_on(model, tokens) -> str:
+    from lecture_utils import training
+
+    return f"{training.mean_loss(model.eval(), tokens, CONTEXT):.3f}"
+
+
+def optimizer_run(optimizer: str, rate: float) -> dict:
+    """Train with one optimizer. Each one after Adam adds one thing to the one before."""
+    import torch
+
+    from lecture_utils import training
+
+    tokens, dev, test, *_ = texts()
+    model, steps = llama(96), 400
+    index = list(RATES).index(optimizer)
+    if index >= 5:
+        train(model, tokens, steps, rate, weight_decay=0.1, muon=index == 6)
+    else:
+        parameters = model.parameters()
+        if index < 2:
+            updates = torch.optim.SGD(parameters, lr=rate, momentum=0.9 * index)
+        else:
+            updates = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+        config = training.TrainingConfig(steps=steps, batch_size=BATCH, context_length=CONTEXT, learning_rate=rate)
+        for step in range(steps):
+            with training.autocast():
+                loss = training.next_token_loss(model, *training.get_batch(tokens, config, step))
+            updates.zero_grad()
+            loss.backward()
+            if index >= 3:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            updates.param_groups[0]["lr"] = training.get_learning_rate(config, step) if index >= 4 else rate
+            updates.step()
+    found = [loss_on(model, part) for part in (dev, test)]
+    return dict(zip(("dev", "test"), [x if math.isfinite(float(x)) else "" for x in found], strict=True))
+
+
+def size(width: int, rate: float) -> dict:
+    """Train a model of three layers on about a million tokens."""
+    tokens, dev, test, *_ = texts()
+    model = llama(width, 3)
+    train(model, tokens, 500, rate)
+    inner = sum(p.numel() for p in model.blocks.parameters())
+    return {"parameters": inner, "dev": loss_on(model, dev), "test": loss_on(model, test)}
+
+
+def memory(tokens: int, steps: int) -> None:
+    """Train on a small text for many passes, and add a row with both losses every hundred steps."""
+    from lecture_utils import training
+
+    train_tokens, _, test, *_ = texts()
+    small = train_tokens[:tokens]
+
+    def each(run) -> None:
+        if run.step % 100 == 0:
+            read = run.step * BATCH * CONTEXT
+            losses = {"trained on": loss_on(run.model, small[:20_000]), "held out": loss_on(run.model, test[:20_000])}
+            runner.add("03_memory", {"steps": run.step, "passes": f"{read / tokens:.2f}"} | losses)
+            run.model.train()
+
+    config = training.TrainingConfig(steps=steps, batch_size=BATCH, context_length=CONTEXT, learning_rate=4e-3)
+    training.Trainer(llama(128), config).train(small, callback=each, progress=False)
+
+
+def mixture(share: float) -> dict:
+    """Train on documentation in which a share of the windows comes from this course's text."""
+    import json
+
+    import torch
+
+    from lecture_utils import data, training
+
+    docs, _, test, _, encode = texts()
+    sections = json.loads((data.ASSETS / "lecture_text" / "sections.json").read_text(encoding="utf-8"))
+    parts = sections if isinstance(sections, list) else sections["sections"]
+    written = [part["text"] for part in parts]
+    course, held = encode(written[len(written) // 8 :]), encode(written[: len(written) // 8])
+    model = llama(96)
+    config = training.TrainingConfig(steps=400, batch_size=BATCH, context_length=CONTEXT, learning_rate=5e-3)
+    adam = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    from_course = round(share * BATCH)
+    for step in range(config.steps):
+        batches = [training.get_batch(tokens, config, step) for tokens in (docs, course)]
+        inputs, labels = (torch.cat((a[from_course:], c[:from_course])) for a, c in zip(*batches, strict=True))
+        with training.autocast():
+            loss = training.next_token_loss(model, inputs, labels)
+        adam.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adam.param_groups[0]["lr"] = training.get_learning_rate(config, step)
+        adam.step()
+    return {"documentation": loss_on(model, test), "course": loss_on(model, held)}
+
+
+def rounded(x, kind: str):
+    """Return numbers rounded to bf16 or to eight bits (e4m3), with one scale for the whole tensor or without. The gradient
+    passes as if nothing had been rounded."""
+    import torch
+
+    if kind == "fp32":
+        return x
+    if kind == "bf16":
+        low = x.to(torch.bfloat16).to(x.dtype)
+    else:
+        scale = 448 / x.detach().abs().max().clamp(min=1e-12) if kind == "fp8, scaled" else 1.0
+        low = (x * scale).clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype) / scale
+    return x + (low - x).detach()
+
+
+def precision(kind: str) -> dict:
+    """Train with the weights and inputs of every linear layer rounded to a format before they are multiplied."""
+    import torch
+
+    from lecture_utils import training
+
+    tokens, _, test, *_ = texts()
+    model = llama(96)
+    config = training.TrainingConfig(steps=400, batch_size=BATCH, context_length=CONTEXT, learning_rate=5e-3)
+
+    def forward(layer, x):
+        return torch.nn.functional.linear(rounded(x, kind), rounded(layer.weight, kind))
+
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.forward = functools.partial(forward, layer)
+    adam = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    for step in range(config.steps):
+        loss = training.next_token_loss(model, *training.get_batch(tokens, config, step))
+        adam.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adam.param_groups[0]["lr"] = training.get_learning_rate(config, step)
+        adam.step()
+    return {"test": loss_on(model, test)}
+
+
+if __name__ == "__main__":
+    plans = [{"optimizer": name, "rate": rate} for name, rates in RATES.items() for rate in rates]
+    runner.run("03_optimizers", plans, optimizer_run, separately=True)
+    plans = [{"width": width, "rate": rate} for width, rates in WIDTHS.items() for rate in rates]
+    runner.run("03_scaling", plans, size, separately=True)
+    if not runner.done("03_memory"):
+        memory(200_000, 1_500)
+    runner.run("03_mixing", [{"share": share} for share in (0.0, 0.0625, 0.25, 0.5)], mixture, separately=True)
+    kinds = ("fp32", "bf16", "fp8, scaled", "fp8, unscaled")
+    runner.run("03_precision", [{"kind": kind} for kind in kinds], precision, separately=True)
