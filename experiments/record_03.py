@@ -21,7 +21,7 @@ RATES = {
     "and weight decay (AdamW)": (3e-3, 6e-3, 1e-2, 3e-2),
     "Muon for the matrices": (3e-3, 6e-3, 1e-2, 3e-2),
 }
-WIDTHS = {16: (1e-2, 2e-2), 32: (7e-3, 1.4e-2), 64: (5e-3, 1e-2), 128: (3.5e-3, 7e-3)}
+WIDTHS = {16: (1e-2, 2e-2), 32: (7e-3, 1.4e-2), 64: (5e-3, 1e-2), 128: (3.5e-3, 7e-3), 256: (1.5e-3, 2.5e-3)}
 
 
 @functools.cache
