@@ -6,8 +6,8 @@ sizes on the same million tokens. 03_memory: a model that reads a small text aga
 documentation and of this course's text. 03_precision: the same training with numbers of fewer bits.
 """
 
+import contextlib
 import functools
-import math
 
 import runner
 
@@ -51,12 +51,35 @@ def llama(width: int, layers: int = 4):
     return transformer.Llama(config)
 
 
-def train(model, tokens, steps: int, rate: float, **config):
-    """Train with the package's loop, the one that the notebook writes."""
+def settings(steps: int, rate: float, **more):
     from lecture_utils import training
 
-    settings = {"batch_size": BATCH, "context_length": CONTEXT, "learning_rate": rate} | config
-    return training.Trainer(model, training.TrainingConfig(steps=steps, **settings)).train(tokens, progress=False)
+    return training.TrainingConfig(steps=steps, batch_size=BATCH, context_length=CONTEXT, learning_rate=rate, **more)
+
+
+def train(model, tokens, steps: int, rate: float, **more):
+    """Train with the package's loop, which has clipping, a schedule and weight decay."""
+    from lecture_utils import training
+
+    return training.Trainer(model, settings(steps, rate, **more)).train(tokens, progress=False)
+
+
+def step_by_step(model, updates, config, batch_of, clip=True, schedule=True, mixed=True) -> None:
+    """Train with any optimizer, and in mixed precision or in fp32. ``batch_of`` returns inputs and labels of a step."""
+    import torch
+
+    from lecture_utils import training
+
+    for step in range(config.steps):
+        with training.autocast() if mixed else contextlib.nullcontext():
+            loss = training.next_token_loss(model, *batch_of(step))
+        updates.zero_grad()
+        loss.backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        if schedule:
+            updates.param_groups[0]["lr"] = training.get_learning_rate(config, step)
+        updates.step()
 
 
 def loss_on(model, tokens) -> str:
@@ -72,28 +95,18 @@ def optimizer_run(optimizer: str, rate: float) -> dict:
     from lecture_utils import training
 
     tokens, dev, test, *_ = texts()
-    model, steps = llama(96), 400
-    index = list(RATES).index(optimizer)
+    model, index = llama(96), list(RATES).index(optimizer)
     if index >= 5:
-        train(model, tokens, steps, rate, weight_decay=0.1, muon=index == 6)
+        train(model, tokens, 400, rate, muon=index == 6)
     else:
-        parameters = model.parameters()
         if index < 2:
-            updates = torch.optim.SGD(parameters, lr=rate, momentum=0.9 * index)
+            updates = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9 * index)
         else:
-            updates = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
-        config = training.TrainingConfig(steps=steps, batch_size=BATCH, context_length=CONTEXT, learning_rate=rate)
-        for step in range(steps):
-            with training.autocast():
-                loss = training.next_token_loss(model, *training.get_batch(tokens, config, step))
-            updates.zero_grad()
-            loss.backward()
-            if index >= 3:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            updates.param_groups[0]["lr"] = training.get_learning_rate(config, step) if index >= 4 else rate
-            updates.step()
-    found = [loss_on(model, part) for part in (dev, test)]
-    return dict(zip(("dev", "test"), [x if math.isfinite(float(x)) else "" for x in found], strict=True))
+            updates = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+        config = settings(400, rate)
+        batch_of = functools.partial(training.get_batch, tokens, config)
+        step_by_step(model, updates, config, batch_of, clip=index >= 3, schedule=index >= 4)
+    return {"dev": loss_on(model, dev), "test": loss_on(model, test)}
 
 
 def size(width: int, rate: float) -> dict:
@@ -119,37 +132,26 @@ def memory(tokens: int, steps: int) -> None:
             runner.add("03_memory", {"steps": run.step, "passes": f"{read / tokens:.2f}"} | losses)
             run.model.train()
 
-    config = training.TrainingConfig(steps=steps, batch_size=BATCH, context_length=CONTEXT, learning_rate=4e-3)
-    training.Trainer(llama(128), config).train(small, callback=each, progress=False)
+    training.Trainer(llama(128), settings(steps, 4e-3)).train(small, callback=each, progress=False)
 
 
 def mixture(share: float) -> dict:
     """Train on documentation in which a share of the windows comes from this course's text."""
-    import json
-
     import torch
 
-    from lecture_utils import data, training
+    from lecture_utils import chunking, training
 
     docs, _, test, _, encode = texts()
-    sections = json.loads((data.ASSETS / "lecture_text" / "sections.json").read_text(encoding="utf-8"))
-    parts = sections if isinstance(sections, list) else sections["sections"]
-    written = [part["text"] for part in parts]
+    written = [section.text for section in chunking.lecture()]
     course, held = encode(written[len(written) // 8 :]), encode(written[: len(written) // 8])
-    model = llama(96)
-    config = training.TrainingConfig(steps=400, batch_size=BATCH, context_length=CONTEXT, learning_rate=5e-3)
-    adam = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=(0.9, 0.95), weight_decay=0.1)
-    from_course = round(share * BATCH)
-    for step in range(config.steps):
+    model, config, from_course = llama(96), settings(400, 5e-3), round(share * BATCH)
+
+    def batch_of(step):
         batches = [training.get_batch(tokens, config, step) for tokens in (docs, course)]
-        inputs, labels = (torch.cat((a[from_course:], c[:from_course])) for a, c in zip(*batches, strict=True))
-        with training.autocast():
-            loss = training.next_token_loss(model, inputs, labels)
-        adam.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        adam.param_groups[0]["lr"] = training.get_learning_rate(config, step)
-        adam.step()
+        return [torch.cat((a[from_course:], c[:from_course])) for a, c in zip(*batches, strict=True)]
+
+    adam = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    step_by_step(model, adam, config, batch_of)
     return {"documentation": loss_on(model, test), "course": loss_on(model, held)}
 
 
@@ -175,8 +177,7 @@ def precision(kind: str) -> dict:
     from lecture_utils import training
 
     tokens, _, test, *_ = texts()
-    model = llama(96)
-    config = training.TrainingConfig(steps=400, batch_size=BATCH, context_length=CONTEXT, learning_rate=5e-3)
+    model, config = llama(96), settings(400, 5e-3)
 
     def forward(layer, x):
         return torch.nn.functional.linear(rounded(x, kind), rounded(layer.weight, kind))
@@ -185,13 +186,7 @@ def precision(kind: str) -> dict:
         if isinstance(layer, torch.nn.Linear):
             layer.forward = functools.partial(forward, layer)
     adam = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=(0.9, 0.95), weight_decay=0.1)
-    for step in range(config.steps):
-        loss = training.next_token_loss(model, *training.get_batch(tokens, config, step))
-        adam.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        adam.param_groups[0]["lr"] = training.get_learning_rate(config, step)
-        adam.step()
+    step_by_step(model, adam, config, functools.partial(training.get_batch, tokens, config), mixed=False)
     return {"test": loss_on(model, test)}
 
 

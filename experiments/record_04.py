@@ -21,6 +21,12 @@ RULES = (
     "You answer the customers of a web shop. Reply in exactly two sentences. In the first, be polite and name the number of "
     "the order. In the second, say what happens next."
 )
+ENDS = {  # the arguments of ``example_rows``
+    "untouched": {},
+    "answers with their ends": {},
+    "answers without ends": {"end": False},
+    "everything without ends": {"end": False, "everything": True},
+}
 NAMES = ("method", "rate", "seed", "split")
 REPLIES = [(how, 0, 0, split) for how in ("untouched", "rules", "rules and examples") for split in ("dev", "test")]
 REPLIES += [("ten layers", rate, 0, "dev") for rate in (3e-4, 1e-3, 3e-3)]
@@ -43,8 +49,7 @@ def example_rows(tokenizer, pairs, end: bool = True, everything: bool = False) -
 
 
 def load(method: str):
-    """Return the model whose upper ten layers, or whose LoRA matrices, can be trained, and its tokenizer."""
-    import torch
+    """Return the model whose upper ten layers, or whose LoRA matrices, can be trained (in fp32), and its tokenizer."""
     from peft import LoraConfig, get_peft_model
 
     from lecture_utils import models, runtime
@@ -57,9 +62,6 @@ def load(method: str):
     else:
         for layer in model.model.layers[-10:]:
             layer.float().requires_grad_(True)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.float32)
     return model, tokenizer
 
 
@@ -105,7 +107,8 @@ def documentation_loss(model, tokenizer, tokens: int = 16_384) -> float:
     text = "\n\n".join(corpus.load().held_out)[: 5 * tokens]
     rows = torch.tensor(tokenizer(text)["input_ids"][:tokens]).view(-1, 128)
     with torch.inference_mode(), training.autocast():
-        return sum(model(part, labels=part).loss.item() for part in rows.split(8)) / len(rows.split(8))
+        losses = [model(part, labels=part).loss.item() for part in rows.split(8)]
+    return sum(losses) / len(losses)
 
 
 def judged(model, tokenizer, split: str, start=()) -> dict:
@@ -116,12 +119,7 @@ def judged(model, tokenizer, split: str, start=()) -> dict:
     prompts = [[*start, *data.chat(pair["question"])] for pair in pairs]
     with training.autocast():
         answers = evaluation.generate_answers(model, tokenizer, prompts, max_new_tokens=64, batch_size=12)
-    obeyed = [replies.style(answer, pair["order"]) for answer, pair in zip(answers, pairs, strict=True)]
-    right = [replies.is_right(answer, pair["situation"]) for answer, pair in zip(answers, pairs, strict=True)]
-    found = {rule: sum(rules[rule] for rules in obeyed) for rule in replies.RULES}
-    return (
-        {"messages": len(pairs)} | found | {"all rules": sum(all(r.values()) for r in obeyed), "right step": sum(right)}
-    )
+    return {"messages": len(pairs)} | replies.judge(answers, pairs)
 
 
 def reply(method: str, rate: float, seed: int, split: str) -> dict:
@@ -172,11 +170,8 @@ def ends(labels: str) -> dict:
 
     torch.manual_seed(0)
     model, tokenizer = load("ten layers")
-    how = {"answers with their ends": {}, "answers without ends": {"end": False}}.get(
-        labels, {"end": False, "everything": True}
-    )
     if labels != "untouched":
-        train(model, tokenizer, example_rows(tokenizer, replies.pairs("train"), **how), 1e-3, 0)
+        train(model, tokenizer, example_rows(tokenizer, replies.pairs("train"), **ENDS[labels]), 1e-3, 0)
     pairs, ended = replies.pairs("dev"), 0
     for pair in pairs:
         prompt = tokenizer(data.render(tokenizer, pair["question"])[0], return_tensors="pt", add_special_tokens=False)
@@ -215,8 +210,7 @@ def finetune(method: str, pairs: int) -> dict:
 
 if __name__ == "__main__":
     runner.run("04_replies", [dict(zip(NAMES, row, strict=True)) for row in REPLIES], reply, separately=True)
-    labels = ("untouched", "answers with their ends", "answers without ends", "everything without ends")
-    runner.run("04_ends", [{"labels": how} for how in labels], ends, separately=True)
+    runner.run("04_ends", [{"labels": labels} for labels in ENDS], ends, separately=True)
     if not runner.done("04_passes"):
         passes(4)
     runner.run("04_data_size", PLANNED, finetune, separately=True)

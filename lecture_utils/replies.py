@@ -3,6 +3,7 @@
 A reply has two sentences. The first is polite and names the order, the second says what happens next.
 """
 
+import functools
 import random
 import re
 import tomllib
@@ -13,29 +14,31 @@ FOLDER = shop.FOLDER
 RULES = ("two sentences", "polite", "order number", "next step")
 
 
+@functools.cache
 def situations() -> dict[str, dict]:
     """Return the nine situations: the first and second sentences of the replies, and the key of a correct one."""
     return tomllib.loads((FOLDER / "replies.toml").read_text(encoding="utf-8"))
 
 
-def pairs(split: str, copies: int = 1, seed: int = 0) -> list[dict]:
+def pairs(split: str, seed: int = 0) -> list[dict]:
     """Return messages of customers with the shop's replies, in random order: question, answer, situation, order.
 
     split: ``train`` (450 messages), ``dev`` (36) or ``test`` (72). No message, name or article of one split occurs in
-    another. copies: how often each message occurs, each time with another order number, article and reply.
+    another. seed: of the order numbers, articles, replies and the order of the rows.
     """
     rng, known, texts, rows = random.Random(seed), shop.values(split), situations(), []
     for message in data.read_jsonl(FOLDER / "messages.jsonl"):
-        for _ in range(copies * (message["split"] == split)):
-            order, article = str(rng.randrange(10_000, 100_000)), rng.choice(known["products"])
-            name, text = rng.choice(known["customers"]), texts[message["situation"]]
-            sentences = f"{rng.choice(text['first'])} {rng.choice(text['second'])}"
-            thing = article if "{product}" in message["message"] else "article"
-            rows.append({
-                "question": message["message"].format(order=order, product=article, name=name),
-                "answer": sentences.format(order=order, thing=thing),
-                "situation": message["situation"], "order": order,
-            })  # fmt: skip
+        if message["split"] != split:
+            continue
+        order, article = str(rng.randrange(10_000, 100_000)), rng.choice(known["products"])
+        name, text = rng.choice(known["customers"]), texts[message["situation"]]
+        sentences = f"{rng.choice(text['first'])} {rng.choice(text['second'])}"
+        thing = article if "{product}" in message["message"] else "article"
+        rows.append({
+            "question": message["message"].format(order=order, product=article, name=name),
+            "answer": sentences.format(order=order, thing=thing),
+            "situation": message["situation"], "order": order,
+        })  # fmt: skip
     rng.shuffle(rows)
     return rows
 
@@ -56,3 +59,11 @@ def is_right(reply: str, situation: str) -> bool:
     """Return whether a reply names the next step that belongs to the situation, and no other one."""
     named = {name for name, text in situations().items() if text["key"].lower() in reply.lower()}
     return named == {situation}
+
+
+def judge(answers: list[str], rows: list[dict]) -> dict[str, int]:
+    """Return how many replies to the messages of ``pairs`` obey each rule, obey all, and name the right next step."""
+    obeyed = [style(answer, row["order"]) for answer, row in zip(answers, rows, strict=True)]
+    right = [is_right(answer, row["situation"]) for answer, row in zip(answers, rows, strict=True)]
+    counts = {rule: sum(rules[rule] for rules in obeyed) for rule in RULES}
+    return counts | {"all rules": sum(all(rules.values()) for rules in obeyed), "right step": sum(right)}

@@ -35,7 +35,7 @@ def test_every_combination_of_sentences_is_right():
 
 def test_pairs_are_the_same_each_time_and_have_the_values_of_their_split():
     assert replies.pairs("train") == replies.pairs("train") != replies.pairs("train", seed=1)
-    assert len(replies.pairs("dev", copies=3)) == 3 * len(replies.pairs("dev"))
+    assert [len(replies.pairs(split)) for split in ("train", "dev", "test")] == [450, 36, 72]
     asked = {split: " ".join(pair["question"] for pair in replies.pairs(split)) for split in ("train", "test")}
     for name in shop.values("test")["customers"]:
         assert name not in re.findall(r"\w+", asked["train"])
@@ -65,3 +65,12 @@ def test_a_reply_is_right_only_with_its_own_step():
     assert replies.is_right(right, "damaged") and not replies.is_right(right, "late")
     assert not replies.is_right(right + " It stays for 10 years.", "damaged")  # two steps
     assert not replies.is_right("Thank you.", "damaged")
+
+
+def test_judge_counts_rules_and_right_steps():
+    rows = replies.pairs("test")
+    perfect = replies.judge([row["answer"] for row in rows], rows)
+    assert perfect == dict.fromkeys((*replies.RULES, "all rules", "right step"), 72)
+    other = replies.judge(["Thank you for order 1. We will ask the carrier."] * 72, rows)
+    assert other["two sentences"] == 72 and other["order number"] == other["all rules"] == 0
+    assert other["right step"] == 8  # the messages about late parcels
