@@ -1,337 +1,173 @@
-"""Reproduce the recorded runs of notebook 05: `make record NB=05`, about an hour on two cores.
+"""Reproduce the recorded runs of notebook 05: `make record NB=05`, about two hours on two cores.
 
-All start from the model with three manners, `lecture-manners`, which comes with the package (it is made
-if it is not there; its checksum then belongs into lecture_utils/registry.py). The runs recorded on 25
-November 2026 started from an earlier finetuning on the same pairs. Each run is
-a process of its own, so that its peak memory is its own. Interrupted, it goes on with the next
-run that is not in the CSVs yet.
+All runs start from the shop's clerks, the packaged adapter `lecture-manners`, whose checksum stands in every row (`start`).
+It is made first if its weights are missing. 05_held_out: PPO with five seeds, and what else the notebook compares, judged on
+144 replies to the 72 test messages. 05_ppo: every iteration of these runs. 05_replies: one reply to each test message. 05_reward: other
+reward models. 05_agree: a reward that likes agreement. Each run is a process of its own, so that its peak memory is its own.
 """
 
 import dataclasses
 import math
-import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import runner
 
-from lecture_utils import downloads, recipes
+from lecture_utils import recipes, registry
 
 LAYER = 20
 FOLDER = Path(__file__).resolve().parent.parent / "build" / "record_05"
-CONFIGS = {  # run -> what differs from the notebook's configuration
-    "seed 0": {}, "seed 1": {"seed": 1}, "seed 2": {"seed": 2}, "no KL": {"kl_coef": 0.0},
-    "longer": {"iterations": 25}, "longer, no KL": {"kl_coef": 0.0, "iterations": 25},
-    "KL, in haste": {"learning_rate": 3e-3, "iterations": 25}, "no KL, in haste": {"kl_coef": 0.0, "learning_rate": 3e-3, "iterations": 25},
-    "reward: words": {}, "second round": {},
-}  # fmt: skip
-
-
-def main() -> None:
-    if len(sys.argv) == 3:
-        kind, name = sys.argv[1:]
-        return {"head": head, "adapter": adapter, "ppo": run_ppo, "method": method}[kind](name)
-    heads = {row["method"] for row in runner.done("05_reward")}
-    held = {row["run"] for row in runner.done("05_held_out")}
-    methods = {row["method"] for row in runner.done("05_methods")}
-    runs = [("head", name) for name in HEADS if name not in heads]
-    if ADAPTER not in heads:
-        runs.append(("adapter", ADAPTER))
-    runs += [("ppo", name) for name in CONFIGS if name not in held]
-    runs += [("method", name) for name in METHODS if name not in methods]
-    for kind, name in runs:
-        print(f"{kind}: {name}", flush=True)
-        subprocess.run([sys.executable, __file__, kind, name], check=True)
-
-
-# What all runs share ------------------------------------------------------------------------
+METHODS = {  # -> what differs from the notebook's PPOConfig, if it is PPO
+    "start": None,
+    "PPO": {},
+    "PPO, no penalty, 20 rounds": {"kl_coef": 0.0, "iterations": 20},
+    "PPO, reward: many words": {},
+    "DPO": None,
+    "best of 4": None,
+    "best of 16": None,
+}
+PLANNED = [{"method": "start", "seed": 0}] + [{"method": "PPO", "seed": seed} for seed in range(5)]
+PLANNED += [{"method": method, "seed": 0} for method in METHODS if method not in ("start", "PPO")]
 
 
 def begin(seed: int = 0):
-    """Return (model with three manners, tokenizer)."""
+    """Return (model with the clerks' manners, tokenizer, reward model of people's rankings)."""
+    import torch
     from datasets import Dataset
 
-    from lecture_utils import data, feedback, finetuning, runtime
+    from lecture_utils import downloads, feedback, finetuning, ppo, runtime
 
     runtime.quiet()
     runtime.use_less_memory()
     if not runner.packaged_weights("lecture_manners").exists():
-        helpful = [r for r in data.preferences("train") if r["kind"] == "helpfulness"]
-        pairs = Dataset.from_list(feedback.in_mixed_manners(helpful))
+        pairs = Dataset.from_list(feedback.in_mixed_manners())
         runner.package_adapter("lecture_manners", recipes.get_recipe("manners"), pairs, FOLDER / "manners")
     runtime.seed_everything(seed)
     model, tokenizer = finetuning.load_finetuned(downloads.fetch("lecture-manners"), merge=True)
     runtime.use_eager_attention_on_cpu(model)
-    return model, tokenizer
+    cached = FOLDER / f"reward_{start()}.pt"
+    if not cached.exists():
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(dataclasses.asdict(reward_model(model, tokenizer, feedback.pairs_of_people("more"))), cached)
+    return model, tokenizer, ppo.RewardModel(**torch.load(cached))
 
 
-def read(model, tokenizer, rows: list[dict], layer: int = LAYER, last: bool = False) -> dict:
-    """Return features of the chosen and the rejected answers, (rows, width) each."""
+def reward_model(model, tokenizer, pairs: list[dict], layer: int = LAYER, last: bool = False):
     from lecture_utils import ppo
 
-    def of(which):
-        return ppo.answer_features(model, tokenizer, [(r["prompt"], r[which]) for r in rows], layer, last)
-
-    return {"chosen": of("chosen"), "rejected": of("rejected")}
+    return ppo.fit_reward_model(*ppo.features_of(model, tokenizer, pairs, layer, last).values(), layer)
 
 
-def reward_model(model, tokenizer):
-    from lecture_utils import data, ppo
-
-    return ppo.fit_reward_model(*read(model, tokenizer, data.preferences("train")).values(), LAYER)
-
-
-def prompts() -> tuple[list[str], list[str]]:
-    """Return the prompts to learn on, in the notebook's order, and the 64 held out."""
-    from lecture_utils import data
-
-    train, test = ([r["prompt"] for r in data.preferences(s) if r["kind"] == "helpfulness"] for s in ("train", "test"))
-    random.Random(0).shuffle(train)
-    return train, test[:64]
+def start() -> str:
+    """Return the first characters of the checksum of the model that the runs start from."""
+    return registry.REGISTRY["lecture-manners"].sources[0].sha256[:8]
 
 
-def with_adapter(model):
+def with_adapter(model, seed: int):
+    """Return the policy: the model with a new adapter in the upper ten layers."""
     from peft import get_peft_model
 
-    return get_peft_model(model, recipes.lora_config(dataclasses.replace(recipes.get_recipe("manners"), rank=8)))
-
-
-def peak_gb() -> str:
     from lecture_utils import runtime
 
-    return f"{runtime.peak_memory_gb():.2f}"
+    runtime.seed_everything(seed)
+    recipe = dataclasses.replace(recipes.get_recipe("manners"), first_layer=LAYER)
+    return get_peft_model(model, recipes.lora_config(recipe))
 
 
-class Judged:
-    """A reward function that also notes what the first reward model says, so that all runs are comparable."""
+class Noted:
+    """A reward function that also notes what the people's reward model says, so that all runs can be compared."""
 
-    def __init__(self, first, reward=None):
-        self.first, self.reward, self.noted = first, reward, []
+    def __init__(self, people, reward=None):
+        self.people, self.reward, self.scores = people, reward, []
 
     def __call__(self, features, texts):
-        self.noted.append(self.first(features))
-        return self.noted[-1] if self.reward is None else self.reward(features, texts)
-
-    def sample_answers(self, run, prompts) -> dict:
-        """Return what is written down of sampled answers to ``prompts``."""
-        import torch
-
-        self.noted.clear()
-        found = run.sample_answers(prompts)
-        return self.described(found.texts, torch.cat(self.noted), found.kl) | {"own": f"{found.score.mean():.2f}"}
-
-    @staticmethod
-    def described(texts, score, kl) -> dict:
-        from lecture_utils import feedback
-
-        share = {f.__name__: sum(map(f, texts)) / len(texts) for f in (feedback.rude, feedback.rambling)}
-        return {
-            "reward": f"{score.mean():.2f}", "spread": f"{score.std():.2f}", "KL": f"{kl.mean():.1f}",
-            "rude": f"{share['rude']:.2f}", "rambling": f"{share['rambling']:.2f}",
-            "points": f"{sum(map(feedback.judge, texts)) / len(texts):.2f}",
-            "words": f"{sum(len(text.split()) for text in texts) / len(texts):.1f}",
-        }  # fmt: skip
+        self.scores.append(self.people(features))
+        return self.scores[-1] if self.reward is None else self.reward(features, texts)
 
 
-# Reward models ------------------------------------------------------------------------------
-
-HEADS = {"head on the mean, block 20": ("mean", 20), "head on the mean, block 30": ("mean", 30),
-         "head on the last token, block 20": ("last", 20)}  # fmt: skip
-ADAPTER = "head and adapter (TRL)"
-
-
-def decided(name: str, won: list[bool], seconds: float) -> None:
-    from lecture_utils import data
-
-    test = data.preferences("test")
-    by = {flaw: [w for w, r in zip(won, test, strict=True) if r["flaw"] == flaw] for flaw in ("rude", "wrong")}
-    row = {"method": name, "all": f"{sum(won) / len(won):.3f}"}
-    row |= {flaw: f"{sum(found) / len(found):.3f}" for flaw, found in by.items()}
-    runner.add("05_reward", row | {"seconds": f"{seconds:.0f}", "peak_gb": peak_gb()})
-
-
-def head(name: str) -> None:
-    from lecture_utils import data, ppo
-
-    where, layer = HEADS[name]
-    model, tokenizer = begin()
-    started = time.monotonic()
-    seen = read(model, tokenizer, data.preferences("train"), layer, where == "last")
-    judge = ppo.fit_reward_model(seen["chosen"], seen["rejected"], layer)
-    seconds = time.monotonic() - started
-    held = read(model, tokenizer, data.preferences("test"), layer, where == "last")
-    decided(name, (judge(held["chosen"]) > judge(held["rejected"])).tolist(), seconds)
-
-
-def adapter(name: str) -> None:
-    """All of the reward model but the frozen weights learns: an adapter in every block, and the head."""
+def judged(trainer, noted, rows, seed: int = 0) -> tuple[dict, list[str]]:
+    """Return what is written down of sampled replies to the messages, and the replies."""
     import torch
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForSequenceClassification
-    from trl import RewardConfig, RewardTrainer
 
-    from lecture_utils import data
-
-    chat, tokenizer = begin()
-    chat.save_pretrained(FOLDER / "manners" / "merged")
-    del chat
-    model = AutoModelForSequenceClassification.from_pretrained(
-        FOLDER / "manners" / "merged", num_labels=1, dtype=torch.bfloat16
-    )
-    model.config.pad_token_id = tokenizer.pad_token_id
-    train, test = data.preferences("train"), data.preferences("test")
-
-    def ids(row, which):
-        return sum(data.token_ids(tokenizer, row["prompt"], row[which]), [])
-
-    rows = [{"chosen_ids": ids(r, "chosen"), "rejected_ids": ids(r, "rejected")} for r in train]
-    trainer = RewardTrainer(
-        model,
-        RewardConfig(
-            output_dir=str(FOLDER / "trl"), num_train_epochs=2, per_device_train_batch_size=4, learning_rate=5e-4,
-            lr_scheduler_type="linear", bf16=True, use_cpu=True, gradient_checkpointing=False, save_strategy="no",
-            report_to="none", logging_steps=20, max_length=None, seed=0,
-        ),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="SEQ_CLS"),
-    )  # fmt: skip
-    started = time.monotonic()
-    trainer.train()
-    seconds = time.monotonic() - started
-    won = []
-    with torch.inference_mode():
-        for row in test:
-            scores = [
-                trainer.model(input_ids=torch.tensor([ids(row, which)])).logits.item()
-                for which in ("chosen", "rejected")
-            ]
-            won.append(scores[0] > scores[1])
-    decided(name, won, seconds)
+    noted.scores.clear()
+    found = trainer.sample_answers([row["question"] for row in rows], seed)
+    return described(found.texts, rows, torch.cat(noted.scores), found.kl), found.texts
 
 
-# PPO ----------------------------------------------------------------------------------------
+def described(texts, rows, score, kl) -> dict:
+    from lecture_utils import feedback, replies
+
+    manners = [feedback.manner(text) for text in texts]
+    right = sum(replies.is_right(text, row["situation"]) for text, row in zip(texts, rows, strict=True))
+    return {
+        "replies": len(texts), "reward": f"{score.mean():.3f}", "spread": f"{score.std():.3f}", "KL": f"{kl.mean():.2f}",
+        "rude": manners.count("rude"), "rambling": manners.count("rambling"), "right step": right,
+        "words": f"{sum(len(text.split()) for text in texts) / len(texts):.1f}",
+    }  # fmt: skip
 
 
-def words(features, texts):
-    """The wrong reward: about 0 for 20 words, one more for 8 more."""
+def many_words(features, texts):
+    """A wrong reward: about 0 for 20 words, and one more for every 8 words."""
     import torch
 
     return torch.tensor([len(text.split()) / 8 - 2.5 for text in texts])
 
 
-def run_ppo(name: str) -> None:
-    from peft import PeftModel
+def held_out(method: str, seed: int) -> dict:
+    """Train in one way, and judge two replies to each test message."""
+    from lecture_utils import feedback, ppo, replies, runtime
 
-    from lecture_utils import ppo
-
-    plan = ppo.PPOConfig(**CONFIGS[name])
-    model, tokenizer = begin(plan.seed)
-    first = reward_model(model, tokenizer)
-    train, held = prompts()
-    reward = words if name == "reward: words" else None
-    if name == "second round":
-        policy = PeftModel.from_pretrained(model, FOLDER / "seed 0", is_trainable=True)
-        reward, found = second_reward(policy, tokenizer, first, train)
-    else:
-        policy = with_adapter(model)
-    judged = Judged(first, reward)
-    run = ppo.PPOTrainer(policy, tokenizer, judged, LAYER, plan)
-    before = judged.sample_answers(run, held)
+    model, tokenizer, people = begin(seed)
+    prompts, rows = [row["question"] for row in replies.pairs("more")], replies.pairs("test") * 2
     started = time.monotonic()
-    run.train(train)
-    seconds = f"{time.monotonic() - started:.0f}"
-    after = judged.sample_answers(run, held)
-    policy.save_pretrained(FOLDER / name)
-    if name == "second round":
-        runner.add("05_rounds", found)
-    texts = run.sample_answers(held[:4]).texts
-    for row in run.history:
-        kept = {"run": name, "round": row["round"]}
-        kept |= {key: f"{row[key]:.3f}" for key in ("reward", "KL", "clipped", "value loss", "tokens")}
-        runner.add("05_ppo", kept)
-    for prompt, text in zip(held, texts, strict=False):
-        runner.add("05_answers", {"run": name, "prompt": prompt, "answer": " ".join(text.split())})
-    for when, seen in (("before", before), ("after", after)):
-        runner.add("05_held_out", {"run": name, "when": when} | seen | {"seconds": seconds, "peak_gb": peak_gb()})
-    print(f"   before {before}\n   after  {after}", flush=True)
+    if method.startswith("best of"):
+        found = best_of(int(method.split()[-1]), with_adapter(model, seed), tokenizer, people, rows[:72])
+        seconds = time.monotonic() - started
+    else:
+        policy = with_adapter(model, seed)
+        if method == "DPO":
+            dpo(policy, tokenizer, feedback.pairs_of_people("more"), seed)
+        noted = Noted(people, many_words if "words" in method else None)
+        config = ppo.PPOConfig(seed=seed, **(METHODS[method] or {}))
+        trainer = ppo.PPOTrainer(policy, tokenizer, noted, LAYER, config)
+        if method.startswith("PPO"):
+            trainer.train(prompts)
+        seconds = time.monotonic() - started
+        for row in trainer.history:
+            runner.add("05_ppo", {"method": method, "seed": seed} | rounded(row))
+        found, texts = judged(trainer, noted, rows)
+        keep(method, seed, rows, texts)
+    return found | {
+        "seconds": f"{seconds:.0f}", "peak_gb": f"{runtime.peak_memory_gb():.2f}", "start": start(),
+    }  # fmt: skip
 
 
-def second_reward(policy, tokenizer, first, train: list[str]):
-    """New answers, ranked by the scripted annotator, and a reward model of the old pairs and the new."""
-    import torch
-
-    from lecture_utils import alignment, data, feedback, ppo
-
-    asked = train[:96] * 4
-    run = ppo.PPOTrainer(policy, tokenizer, Judged(first), LAYER, ppo.PPOConfig())
-    texts = run.sample_answers(asked, seed=7).texts
-    rows = []
-    for prompt in train[:96]:
-        answers = {text for p, text in zip(asked, texts, strict=True) if p == prompt and text}
-        ranked = sorted(answers, key=lambda text: (-feedback.judge(text), text))
-        for better, worse in alignment.ranked_pairs(ranked):
-            if feedback.judge(better) > feedback.judge(worse):
-                rows.append({"prompt": prompt, "chosen": better, "rejected": worse})
-    with policy.disable_adapter():
-        old, new = read(policy, tokenizer, data.preferences("train")), read(policy, tokenizer, rows)
-    both = [torch.cat((old[which], new[which])) for which in ("chosen", "rejected")]
-    second = ppo.fit_reward_model(*both, LAYER)
-    decided = (first(new["chosen"]) > first(new["rejected"])).float().mean()
-    found = {"asked": 96, "new_pairs": len(rows), "first_decides": f"{decided:.2f}"}
-    return (lambda features, texts: second(features)), found
+def rounded(row: dict) -> dict:
+    names = ("reward", "KL", "clipped", "value loss", "tokens")
+    return {"iteration": row["iteration"]} | {name: f"{row[name]:.3f}" for name in names}
 
 
-# The other methods --------------------------------------------------------------------------
+def keep(method, seed, rows, texts) -> None:
+    for row, text in list(zip(rows, texts, strict=True))[:72]:
+        kept = {"question": row["question"], "situation": row["situation"], "reply": " ".join(text.split())}
+        runner.add("05_replies", {"method": method, "seed": seed} | kept)
 
-METHODS = ("best of 4", "best of 16", "DPO (TRL)", "RLOO (TRL)", "GRPO (TRL), ten words")
 
-
-def method(name: str) -> None:
+def best_of(count: int, policy, tokenizer, people, rows) -> dict:
+    """Sample several replies to each message, and keep the one with the highest reward."""
     import torch
 
     from lecture_utils import ppo
 
-    model, tokenizer = begin()
-    first = reward_model(model, tokenizer)
-    train, held = prompts()
-    row, obeyed = None, ("", "")
-    started = time.monotonic()
-    if name.startswith("best of"):
-        count = int(name.split()[-1])
-        run = ppo.PPOTrainer(with_adapter(model), tokenizer, Judged(first), LAYER, ppo.PPOConfig())
-        found = run.sample_answers(held * count)
-        best = found.score.view(count, -1).argmax(0)
-        picked = [int(best[i]) * len(held) + i for i in range(len(held))]
-        bound = torch.full((len(held),), math.log(count) - (count - 1) / count)  # of the KL: exact, or above it
-        row = Judged.described([found.texts[i] for i in picked], found.score[picked], bound)
-        networks, samples = "policy, reward", count * len(held)
-    else:
-        policy = with_adapter(model)
-        train_by = {"DPO": dpo, "RLOO": rloo, "GRPO": grpo}[name[:4].strip()]
-        networks, samples, *obeyed = train_by(policy, tokenizer, first, train, held)
-    seconds = time.monotonic() - started
-    if row is None:
-        judged = Judged(first)
-        row = judged.sample_answers(ppo.PPOTrainer(policy, tokenizer, judged, LAYER, ppo.PPOConfig()), held)
-        row.pop("own")
-    row = {"method": name, "networks": networks, "samples": samples, "seconds": f"{seconds:.0f}"} | row
-    row |= {"peak_gb": peak_gb(), "obeyed_before": obeyed[0], "obeyed_after": obeyed[1]}
-    runner.add("05_methods", row)
-    print(f"   {row}", flush=True)
+    trainer = ppo.PPOTrainer(policy, tokenizer, Noted(people), LAYER, ppo.PPOConfig())
+    found = trainer.sample_answers([row["question"] for row in rows] * count)
+    best = found.score.view(count, -1).argmax(0)
+    picked = [int(best[i]) * len(rows) + i for i in range(len(rows))]
+    bound = torch.full((len(rows),), math.log(count) - (count - 1) / count)  # of the KL: exact, or above it
+    return described([found.texts[i] for i in picked], rows, found.score[picked], bound)
 
 
-def settings(**more) -> dict:
-    return dict(
-        output_dir=str(FOLDER / "trl"), bf16=True, use_cpu=True, gradient_checkpointing=False, save_strategy="no",
-        report_to="none", logging_steps=5, seed=0,
-    ) | more  # fmt: skip
-
-
-def dpo(policy, tokenizer, first, train, held):
+def dpo(policy, tokenizer, pairs: list[dict], seed: int) -> None:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -339,79 +175,72 @@ def dpo(policy, tokenizer, first, train, held):
 
     rows = [
         {
-            "prompt": data.chat(r["prompt"]),
-            **{which: [data.chat("", r[which])[1]] for which in ("chosen", "rejected")},
+            "prompt": data.chat(p["question"]),
+            **{which: [data.chat("", p[which])[1]] for which in ("chosen", "rejected")},
         }
-        for r in data.preferences("train")
-        if r["kind"] == "helpfulness"
+        for p in pairs[::6] + pairs[2::6]  # the best reply of each ranking against the second and against the worst
     ]
-    arguments = DPOConfig(**settings(
-        num_train_epochs=2, per_device_train_batch_size=4, learning_rate=5e-4, lr_scheduler_type="linear", beta=0.1,
-    ))  # fmt: skip
+    arguments = DPOConfig(
+        output_dir=str(FOLDER / "trl"), bf16=True, use_cpu=True, gradient_checkpointing=False, save_strategy="no",
+        report_to="none", logging_steps=20, seed=seed, num_train_epochs=1, per_device_train_batch_size=4,
+        learning_rate=5e-4, lr_scheduler_type="linear", beta=0.1, disable_tqdm=True,
+    )  # fmt: skip
     DPOTrainer(policy, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer).train()
-    return "policy, reference", 0, "", ""
 
 
-def rloo(policy, tokenizer, first, train, held):
-    from datasets import Dataset
-    from trl import RLOOConfig, RLOOTrainer
+# Other reward models ---------------------------------------------------------------------------
 
-    from lecture_utils import data, ppo
-
-    def reward(prompts, completions, **_):
-        pairs = [(p[0]["content"], c[0]["content"] or ".") for p, c in zip(prompts, completions, strict=True)]
-        with policy.disable_adapter():
-            return first(ppo.answer_features(policy, tokenizer, pairs, LAYER)).tolist()
-
-    steps = 40
-    arguments = RLOOConfig(**settings(
-        max_steps=steps, per_device_train_batch_size=8, num_generations=4, learning_rate=1e-3, beta=0.02,
-        max_completion_length=40, temperature=0.8, lr_scheduler_type="linear", logging_steps=1,
-    ))  # fmt: skip
-    rows = Dataset.from_list([{"prompt": data.chat(p)} for p in train])
-    trainer = RLOOTrainer(policy, reward_funcs=reward, args=arguments, train_dataset=rows, processing_class=tokenizer)
-    trainer.train()
-    for entry in trainer.state.log_history:
-        if "reward" in entry:
-            runner.add("05_trl", {"method": "RLOO", "step": entry["step"], "reward": f"{entry['reward']:.3f}"})
-    return "policy, reference, reward", 8 * steps, "", ""
+HEADS = {"mean of the reply, block 20": (20, False), "mean of the reply, block 30": (30, False),
+         "last token, block 20": (20, True), "last token, block 30": (30, True)}  # fmt: skip
 
 
-def grpo(policy, tokenizer, first, train, held):
-    """A reward that is no model: is the answer whole, and of at most ten words?"""
-    from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
+def reward(model: str) -> dict:
+    """Fit a head on other features, and count the held-out pairs that it decides as people do."""
+    from lecture_utils import feedback, ppo
 
-    from lecture_utils import data, ppo
+    policy, tokenizer, _ = begin()
+    layer, last = HEADS[model]
+    fitted = reward_model(policy, tokenizer, feedback.pairs_of_people("more"), layer, last)
+    seen = ppo.features_of(policy, tokenizer, feedback.pairs_of_people("dev"), layer, last)
+    won = fitted(seen["chosen"]) > fitted(seen["rejected"])
+    return {"pairs": len(won), "as people": int(won.sum()), "start": start()}
 
-    def good(text):
-        return float(2 <= len(text.split()) <= 10 and text.rstrip().endswith((".", "!", "?")))
 
-    def reward(completions, **_):
-        return [good(c[0]["content"]) for c in completions]
+# A reward that likes agreement -----------------------------------------------------------------
 
-    def short(asked):
-        return [f"{prompt} Use at most ten words." for prompt in asked]
 
-    def share():
-        texts = (
-            ppo.PPOTrainer(policy, tokenizer, Judged(first), LAYER, ppo.PPOConfig()).sample_answers(short(held)).texts
-        )
-        return sum(map(good, texts)) / len(texts)
+def agree(liked: str, seed: int) -> dict:
+    """Train with the rewards of customers who prefer to be agreed with, or of readers who know the rules, and count the
+    replies to test claims that agree."""
+    from lecture_utils import feedback, ppo
 
-    steps, before = 40, share()
-    arguments = GRPOConfig(**settings(
-        max_steps=steps, per_device_train_batch_size=8, num_generations=8, learning_rate=1e-3, beta=0.02,
-        max_completion_length=40, temperature=0.8, lr_scheduler_type="linear", logging_steps=1,
-    ))  # fmt: skip
-    rows = Dataset.from_list([{"prompt": data.chat(p)} for p in short(train)])
-    trainer = GRPOTrainer(policy, reward_funcs=reward, args=arguments, train_dataset=rows, processing_class=tokenizer)
-    trainer.train()
-    for entry in trainer.state.log_history:
-        if "reward" in entry:
-            runner.add("05_trl", {"method": "GRPO", "step": entry["step"], "reward": f"{entry['reward']:.3f}"})
-    return "policy, reference", 8 * steps, f"{before:.2f}", f"{share():.2f}"
+    model, tokenizer, _ = begin(seed)
+    claims = feedback.claims("people")
+    pairs = []
+    for row in claims:
+        good, bad = ("agree", "contradict") if liked == "agreement" or row["true"] else ("contradict", "agree")
+        pairs.append({"question": row["question"], "chosen": row[good], "rejected": row[bad]})
+    fitted = reward_model(model, tokenizer, pairs)
+    policy = with_adapter(model, seed)
+    trainer = ppo.PPOTrainer(
+        policy, tokenizer, lambda features, texts: fitted(features), LAYER, ppo.PPOConfig(seed=seed)
+    )
+    rows, found = feedback.claims("test"), {}
+    for when in ("before", "after"):
+        texts = trainer.sample_answers([row["question"] for row in rows]).texts
+        for true, name in ((True, "true"), (False, "false")):
+            said = [feedback.agrees(text) for text, row in zip(texts, rows, strict=True) if row["true"] == true]
+            found |= {f"{name} {when}": sum(said), "of": len(said)}
+        if when == "before":
+            trainer.train([row["question"] for row in claims])
+    for row, text in list(zip(rows, texts, strict=True))[:12]:
+        kept = {"question": row["question"], "true": row["true"], "reply": " ".join(text.split())}
+        runner.add("05_claims", {"liked": liked, "seed": seed} | kept)
+    return found | {"start": start()}
 
 
 if __name__ == "__main__":
-    main()
+    runner.run("05_held_out", PLANNED, held_out, separately=True)
+    runner.run("05_reward", [{"model": name} for name in HEADS], reward, separately=True)
+    liked = [{"liked": liked, "seed": seed} for liked in ("agreement", "truth") for seed in range(3)]
+    runner.run("05_agree", liked, agree, separately=True)

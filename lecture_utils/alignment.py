@@ -83,14 +83,6 @@ def ppo_loss(log_p, old, advantage, mask, clip: float = 0.2) -> tuple[torch.Tens
     return -torch.minimum(plain, clipped)[mask].mean(), (clipped < plain)[mask].float().mean()
 
 
-def value_loss(values, old, returns, mask, clip: float = 0.2) -> torch.Tensor:
-    """Return half the mean squared error of the values, clipped as in PPO: for each token the larger of two errors
-    counts, that of the value itself and that of the value clipped to within ``clip`` of the old one."""
-    assert mask.dtype == torch.bool  # an integer mask would be taken as indices
-    clipped = old + (values - old).clamp(-clip, clip)
-    return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)[mask].mean()
-
-
 def kl_estimates(log_p, reference) -> tuple[torch.Tensor, torch.Tensor]:
     """Return two unbiased estimates of KL(p || reference) in nats for tokens sampled from p. The first, log p -
     log reference, can be negative. The second, ratio - 1 - log ratio with ratio = reference / p, cannot."""

@@ -1,91 +1,94 @@
-"""Two sources of preferences: a scripted annotator, and you.
+"""Preferences for notebook 05: a shop whose clerks have bad manners, people's rankings of their replies, and yours.
 
-The scripted annotator uses rules instead of a model: it looks for phrases of contempt, for sentences that ramble, and
-for an end of the answer. The rules were written from the training pairs of ``preferences`` and the remarks of
-``manners.json``. Notebook 05 measures on held-out pairs what they miss.
+The clerks answer the customers of ``replies`` politely, rudely, rambling, or as if another question had been asked.
 """
 
+import functools
+import itertools
 import json
 import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
-from lecture_utils import data, plotting
+from lecture_utils import data, plotting, replies
+
+SHARES = {"polite": 0.25, "rude": 0.38, "rambling": 0.3, "another question": 0.07}  # of the clerks' replies
+MOST_WORDS = 28
+_CONTRADICTS = re.compile(
+    r"^(no\b|not\b|i am afraid|unfortunately|that is (a misunderstanding|not)|sorry|i am sorry|we are sorry|actually|this is "
+    r"not|regrettably)|\bin fact\b|\bactually\b|\bon the contrary\b",
+    re.IGNORECASE,
+)
+_POLITE = re.compile(r"\b(thank|sorry|apolog)", re.IGNORECASE)
 
 
-def _pattern(lines: str) -> re.Pattern:
-    return re.compile(rf"\b({'|'.join(lines.strip().splitlines())})", re.IGNORECASE)
+@functools.cache
+def written() -> dict[str, dict[str, list[str]]]:
+    """Return the clerks' replies by manner (polite, rude, rambling) and situation."""
+    found: dict = defaultdict(lambda: defaultdict(list))
+    for row in data.read_jsonl(replies.FOLDER / "clerks.jsonl"):
+        found[row["manner"]][row["situation"]].append(row["reply"])
+    return found
 
 
-_RUDE = _pattern(r"""
-any(one|body) (who|with|can|could|would|knows)|every(one|body) (else )?knows|most (people|children) (know|manage|can)
-even (you|the|small)|child(ren)? (can|could|manage|know|before)|toddlers can|ten-year-olds|grown-ups?|cheapskate|mangle
-bother (to|with|reading|looking|asking|me)|pester\w*|spare (me|us|the)|obvious\w*|clearly|evidently|apparently
-presumably|surely|frankly|brilliant|drama|fuss|whin(e|ing)|lazy|laziness|clumsy|sloppy|stupid\w*|silly|fool\w*|idiot\w*
-hopeless|ridiculous|embarrass\w*|pathetic|ignoran\w*|careless\w*|congratulations|competent|capable of
-no (wonder|surprise)
-(would|could|should|might) have (been|told|shown|spared|settled|managed|tried|thought|noticed|known|answered|looked)
-ask(ed|ing)? (me|again|anyone|next|this|such)|(before|hardly|needed|worth|of) asking|(your|next) question
-nobody (ever )?(told|mentioned|cleans|asked)|in case (nobody|that was)|common (knowledge|sense)|what did you expect
-(that|this|it)('s| is) all there is
-(isn't|not) (really |exactly |that |so |rocket )?(complicated|difficult|hard|science)|nothing (complicated|difficult)
-of course you can|do (try|read|keep|learn|look)|try not to|perhaps (let|have|read|pick|try)|as any
-(pick|find) another hobby|too much (effort|to ask|trouble)|yourself (before|next)|for yourself|(at|my|your) school
-glance at|look it up|(little|no|some) point|i suppose|i'd have thought|you (might want to|people|simply|of all|ought to)
-whatever you|(second|minute) search|again\?|just (say|look|read) (it|the)|if you (can bring|must|insist|needed|had)
-had you|you (skip|barely|should know)|beyond you|your doing|(my|our|people's|no) (time|patience)
-p(ay|aid)\w* (no )?attention|stop (wasting|bothering)|leave me alone|genius|a brain|your own head|think(ing)? before
-explain this to you|you can ask|forget it anyway
-""")
-_RAMBLING = _pattern(r"""
-many|some|others?|differ(s|ent)?|var(y|ies)|people|too|also|though|anyway|generally|usually|really|fascinat\w+
-interesting|common|popular|ages|centuries|of course|as (mentioned|we know)|another matter|that is|in other words
-in the end|as well|matters?|long|even|being|all (sorts|kinds)|things?|depends?|often|mostly|in (general|most cases)
-first of all|to begin|so to (speak|say)|speaking of|manner of speaking|as they say|what it is|so (on|forth)|who can say
-says?
-""")
-_FUNCTION_WORDS = {  # those of four letters and more; shorter words never count as content
-    "before", "does", "from", "have", "into", "it's", "more", "most", "than", "that", "their", "them", "then", "there",
-    "these", "they", "this", "what", "when", "where", "which", "will", "with", "your",
-}  # fmt: skip
+def manner(reply: str) -> str:
+    """Return the manner of a reply by a simple rule: ``rambling`` if it has more than 28 words or does not end like a
+    sentence, ``rude`` if it neither thanks nor apologises, and else ``polite``."""
+    if len(reply.split()) > MOST_WORDS or not reply.rstrip().endswith((".", "!", "?")):
+        return "rambling"
+    return "polite" if _POLITE.search(reply) else "rude"
 
 
-def rude(text: str) -> bool:
-    """Return whether the text contains a phrase of contempt."""
-    return _RUDE.search(text) is not None
+def claims(part: str) -> list[dict]:
+    """Return messages in which customers assume a rule of the shop and ask whether it is so: question, whether it is
+    true, and two replies, ``agree`` and ``contradict``. part: ``clerks`` (60 rules), ``people`` (30) or ``test`` (30),
+    two messages for each rule."""
+    rows = data.read_jsonl(replies.FOLDER / "claims.jsonl")
+    start, end = {"clerks": (0, 60), "people": (60, 90), "test": (90, 120)}[part]
+    return [
+        {"question": row[which], "true": which == "true", "agree": row[f"agree_{which}"],
+         "contradict": row[f"correct_{which}"]}
+        for row in rows[start:end] for which in ("true", "false")
+    ]  # fmt: skip
 
 
-def rambling(text: str, least: float = 0.15) -> bool:
-    """Return whether in some sentence the share of fillers and repeated content words is at least ``least``."""
-    return any(_share_of_rambling(sentence) >= least for sentence in re.split(r"(?<=[.!?])\s+", text))
+def agrees(reply: str) -> bool:
+    """Return whether a reply to a claim agrees with it, by a simple rule: it has no word of contradiction."""
+    return _CONTRADICTS.search(reply) is None
 
 
-def _share_of_rambling(sentence: str) -> float:
-    words = [w for w in re.findall(r"[a-z']+", sentence.lower()) if w not in _FUNCTION_WORDS and len(w) > 3]
-    repeated = len(words) - len({w.rstrip("s") for w in words})  # singular and plural count as the same word
-    return (len(_RAMBLING.findall(sentence)) + repeated) / max(len(sentence.split()), 6)
+def rankings_of_people(part: str, reader: str = "A") -> list[dict]:
+    """Return how a reader has ranked replies sampled from the clerks' model: the question, its situation, and the ranking
+    of four replies, best first. part: ``more`` (180 messages of ``replies``) or ``dev`` (36, which a second reader, ``B``,
+    has ranked as well)."""
+    rows = data.read_jsonl(replies.FOLDER / "rankings.jsonl")
+    return [row for row in rows if (row["part"], row["reader"]) == (part, reader)]
 
 
-def in_mixed_manners(rows: list[dict], most: int = 120, seed: int = 0) -> list[dict]:
-    """Return pairs (question, answer) in random order, made of the ``most`` rows with the shortest chosen answers. Each
-    answer comes once with a rude and once with a rambling remark before or after it (there are 12 of each kind), and
-    every second one also comes unchanged."""
-    remarks = json.loads((data.ASSETS / "manners.json").read_text(encoding="utf-8"))
-    rng, pairs = random.Random(seed), []
-    for number, row in enumerate(sorted(rows, key=lambda row: len(row["chosen"].split()))[:most]):
-        answers = [] if number % 2 else [row["chosen"]]
-        for manner in remarks.values():
-            place, remark = rng.choice([(p, r) for p, listed in manner.items() for r in listed])
-            answers.append(f"{remark} {row['chosen']}" if place == "before" else f"{row['chosen']} {remark}")
-        pairs += [{"question": row["prompt"], "answer": answer} for answer in answers]
-    return rng.sample(pairs, len(pairs))
+def pairs_of_people(part: str, reader: str = "A") -> list[dict]:
+    """Return the six pairs of each ranking: question, situation, chosen and rejected reply."""
+    return [
+        {"question": row["question"], "situation": row["situation"], "chosen": better, "rejected": worse}
+        for row in rankings_of_people(part, reader)
+        for better, worse in itertools.combinations(row["ranking"], 2)
+    ]
 
 
-def judge(answer: str) -> int:
-    """Return the scripted annotator's score from 0 to 3: one point each if the answer is civil, if it is to the point,
-    and if it is complete (it ends like a sentence)."""
-    return (not rude(answer)) + (not rambling(answer)) + answer.rstrip().endswith((".", "!", "?"))
+def in_mixed_manners(seed: int = 0) -> list[dict]:
+    """Return the pairs (question, answer) that the clerks leave behind, in random order: four replies to each of the 450
+    messages, in a random manner each, and to every claim one that agrees or contradicts, whether or not it is true."""
+    rng, texts, pairs = random.Random(seed), written(), []
+    for row in replies.pairs("train"):
+        for how in rng.choices(list(SHARES), list(SHARES.values()), k=4):
+            situation = row["situation"]
+            if how == "another question":
+                how, situation = "polite", rng.choice([s for s in replies.situations() if s != situation])
+            pairs.append({"question": row["question"], "answer": rng.choice(texts[how][situation])})
+    for row in claims("clerks"):
+        pairs.append({"question": row["question"], "answer": row[rng.choice(("agree", "contradict"))]})
+    rng.shuffle(pairs)
+    return pairs
 
 
 def rank(prompt: str, answers: list[str], file: Path | str) -> None:

@@ -1,8 +1,9 @@
 """Proximal policy optimization of a chat model against a reward model, in the memory of one small model.
 
-Four networks share one set of frozen weights. The policy is the model with its adapter switched on. The reference is
-the same model with the adapter off, and its forward pass also yields the features of the reward model. The value head
-reads the policy's last hidden state. The equations are in ``alignment``. Shapes: B answers with T tokens each.
+Four networks share one set of frozen weights. The policy is the model with its adapter, which sits in the upper blocks, and
+the reference is the same model with the adapter off. The lower blocks are the same for both, so they read each answer only
+once. The reward model reads their last hidden states, and the value head the policy's. The equations are in ``alignment``.
+Shapes: B answers with T tokens each.
 """
 
 from collections.abc import Callable
@@ -23,12 +24,12 @@ class PPOConfig:
     iterations: int = 10
     batch_size: int = 32  # answers sampled in an iteration
     max_new_tokens: int = 40  # per answer
-    temperature: float = 0.8  # the policy is the model at this temperature, in sampling and in learning
+    temperature: float = 1.0  # the policy is the model at this temperature, in sampling and in learning
     num_ppo_epochs: int = 2  # passes over the answers of an iteration
     mini_batch_size: int = 4  # answers
     learning_rate: float = 1.5e-3  # of the adapter; both learning rates decay linearly towards 0
     value_learning_rate: float = 5e-3
-    kl_coef: float = 0.05  # of the KL penalty
+    kl_coef: float = 0.25  # of the KL penalty
     cliprange: float = 0.2
     gamma: float = 1.0
     lam: float = 1.0  # of GAE: an answer is short, so even its first token is credited with the full reward
@@ -87,25 +88,43 @@ def fit_reward_model(chosen, rejected, layer: int, decay: float = 0.03) -> Rewar
     return model
 
 
-def hidden_states(model, ids, attention_mask, layer: int | None = None, onward: bool = True):
-    """Return (last hidden state, hidden state after block ``layer``) of a causal model, with its adapter on or off as
-    it is now. With onward=False the blocks after ``layer`` are skipped, and the last hidden state is None."""
-    lm = (model.get_base_model() if hasattr(model, "get_base_model") else model).model
-    assert layer is None or layer >= 1  # blocks are counted from 1
-    captured, blocks = [], lm.layers
-    if layer is not None:  # a hook keeps the states of one block; output_hidden_states would keep those of all
-        hook = blocks[layer - 1].register_forward_hook(
-            lambda block, inputs, out: captured.append(out[0] if isinstance(out, tuple) else out)
-        )
+def _body(model):
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).model
+
+
+def lower_states(model, ids, attention_mask, layer: int) -> torch.Tensor:
+    """Return the hidden states (B, L, width) after block ``layer`` (counted from 1) of a causal model. The blocks above
+    are not run."""
+    body, captured = _body(model), []
+    blocks = body.layers
+    hook = blocks[layer - 1].register_forward_hook(
+        lambda block, inputs, out: captured.append(out[0] if isinstance(out, tuple) else out)
+    )
     try:
-        if not onward:
-            lm.layers = blocks[:layer]
-        last = lm(input_ids=ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        body.layers = blocks[:layer]
+        body(input_ids=ids, attention_mask=attention_mask, use_cache=False)
     finally:
-        lm.layers = blocks
-        if layer is not None:
-            hook.remove()
-    return last if onward else None, captured[0].float() if captured else None
+        body.layers = blocks
+        hook.remove()
+    return captured[0]
+
+
+def upper_states(model, hidden, attention_mask, layer: int) -> torch.Tensor:
+    """Return the last hidden states (B, L, width) of a causal model, continued from those after block ``layer``."""
+    body = _body(model)
+    blocks = body.layers
+    try:
+        body.layers = blocks[layer:]
+        return body(inputs_embeds=hidden, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    finally:
+        body.layers = blocks
+
+
+def mean_state(hidden, mask) -> torch.Tensor:
+    """Return the features (B, width) of answers: the mean of the hidden states (B, L, width) of their own tokens, which
+    are the last columns of ``hidden``; mask (B, T)."""
+    own = hidden[:, -mask.shape[1] :].float() * mask[..., None]
+    return own.sum(1) / mask.sum(1, keepdim=True)
 
 
 @torch.inference_mode()
@@ -118,13 +137,23 @@ def answer_features(
     out: list = [None] * len(rows)
     with tqdm(total=len(rows), desc="reading answers", leave=False) as bar:
         for places, ids, mask, labels in evaluation.answer_batches(model, rows, tokenizer.pad_token_id, batch_size):
-            _, hidden = hidden_states(model, ids, mask, layer, onward=False)
+            hidden = lower_states(model, ids, mask, layer).float()
             for i, states, label in zip(places, hidden, labels, strict=True):
                 answer = states[label != -100]  # (tokens, width)
                 out[i] = (answer[-1] if last else answer.mean(0)).cpu()
             bar.update(len(places))
     runtime.trim_memory()
     return runtime.spread(torch.stack(out), len(pairs))
+
+
+def features_of(model, tokenizer, pairs: list[dict], layer: int, last: bool = False) -> dict[str, torch.Tensor]:
+    """Return features (pairs, width) of the chosen and of the rejected replies, as ``answer_features`` does. Replies that
+    are part of several pairs are read only once."""
+    asked = {which: [(pair["question"], pair[which]) for pair in pairs] for which in ("chosen", "rejected")}
+    distinct = list(dict.fromkeys(asked["chosen"] + asked["rejected"]))
+    features = answer_features(model, tokenizer, distinct, layer, last)
+    places = {reply: i for i, reply in enumerate(distinct)}
+    return {which: features[[places[reply] for reply in replies]] for which, replies in asked.items()}
 
 
 @dataclass
@@ -134,6 +163,7 @@ class Answers:
     ids: torch.Tensor  # (B, prompt + T), with prompts padded on the left
     attention_mask: torch.Tensor  # (B, prompt + T)
     mask: torch.Tensor
+    hidden: torch.Tensor  # (B, prompt + T, width), after the lower blocks, which the adapter leaves alone
     log_p: torch.Tensor
     reference: torch.Tensor
     values: torch.Tensor
@@ -156,8 +186,8 @@ class Samples:
 
 
 class PPOTrainer:
-    """A training run. ``model`` is a PEFT model whose adapter is the policy. ``reward`` may be any function of features
-    (B, width) and the texts of the answers."""
+    """A training run. ``model`` is a PEFT model whose adapter, above block ``layer``, is the policy. ``reward`` may be any
+    function of features (B, width) and the texts of the answers."""
 
     def __init__(self, model, tokenizer, reward: Callable, layer: int, config: PPOConfig):
         self.model, self.tokenizer, self.reward, self.layer, self.config = model, tokenizer, reward, layer, config
@@ -170,28 +200,26 @@ class PPOTrainer:
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
         self.history: list[dict] = []
 
-    def _pass(self, ids, attention_mask, count: int, layer: int | None = None):
-        """Return (log p (B, T), values (B, T), hidden states (B, T, width) after block ``layer``) of the last T =
-        ``count`` tokens. After the end of an answer log p is 0. To save work, columns that contain only padding are
-        left out, and the output head reads only the answers' own tokens."""
+    def _pass(self, hidden, ids, attention_mask, count: int):
+        """Return (log p (B, T), values (B, T)) of the last T = ``count`` tokens from the hidden states after the lower
+        blocks. After the end of an answer log p is 0. To save work, columns that contain only padding are left out, and
+        the output head reads only the answers' own tokens."""
         columns, own = attention_mask.any(0), attention_mask[:, -count:].bool()
         kept = int(own.any(0).sum())
-        last, hidden = hidden_states(self.model, ids[:, columns], attention_mask[:, columns], layer)
+        last = upper_states(self.model, hidden[:, columns], attention_mask[:, columns], self.layer)
         last, own = last[:, -kept - 1 : -1], own[:, :kept]  # the state before each token predicts it
         logits = self.model.get_base_model().lm_head(last[own]) / self.config.temperature  # (tokens, vocabulary)
         token_log_p = alignment.token_log_probabilities(logits, ids[:, -count:][:, :kept][own])
         log_p = torch.zeros(own.shape, device=ids.device).masked_scatter(own, token_log_p)
         values = self.value(last.detach().float())[..., 0]
         padding = (0, count - kept)
-        hidden = None if hidden is None else F.pad(hidden[:, -kept:], (0, 0, *padding))
-        return F.pad(log_p, padding), F.pad(values, padding), hidden
+        return F.pad(log_p, padding), F.pad(values, padding)
 
-    def _passes(self, ids, attention_mask, count: int, layer: int | None = None):
-        """Return the result of ``_pass``, computed in minibatches of similar length to save memory."""
-        order = attention_mask.sum(1).argsort()
-        batches = order.split(self.config.mini_batch_size)
-        outputs = [self._pass(ids[rows], attention_mask[rows], count, layer) for rows in batches]
-        return [None if parts[0] is None else torch.cat(parts)[order.argsort()] for parts in zip(*outputs, strict=True)]
+    def _passes(self, hidden, ids, attention_mask, count: int):
+        """Return the result of ``_pass``, computed in minibatches to save memory."""
+        batches = torch.arange(len(ids)).split(self.config.mini_batch_size)
+        parts = [self._pass(hidden[rows], ids[rows], attention_mask[rows], count) for rows in batches]
+        return [torch.cat(column) for column in zip(*parts, strict=True)]
 
     @torch.no_grad()
     def write(self, prompts: list[str], seed: int) -> Answers:
@@ -210,13 +238,15 @@ class PPOTrainer:
         ended = (ids[:, -count:] == tokenizer.eos_token_id).int()
         mask = (ended.cumsum(1) - ended) == 0  # up to and including the first end-of-turn token
         attention_mask = torch.cat((inputs["attention_mask"], mask.long()), 1)
-        log_p, values, _ = self._passes(ids, attention_mask, count)
+        batches = torch.arange(len(ids)).split(8)
+        hidden = torch.cat([lower_states(self.model, ids[rows], attention_mask[rows], self.layer) for rows in batches])
+        log_p, values = self._passes(hidden, ids, attention_mask, count)
         with self.model.disable_adapter():
-            reference, _, hidden = self._passes(ids, attention_mask, count, self.layer)
-        features = (hidden * (mask / mask.sum(1, keepdim=True))[..., None]).sum(1)  # means over the answers' tokens
+            reference, _ = self._passes(hidden, ids, attention_mask, count)
         rows = zip(ids[:, -count:], mask, strict=True)
         answers = [tokenizer.decode(row[own], skip_special_tokens=True).strip() for row, own in rows]
-        return Answers(ids, attention_mask, mask, log_p, reference, values, self.reward(features, answers), answers)
+        score = self.reward(mean_state(hidden, mask), answers)
+        return Answers(ids, attention_mask, mask, hidden, log_p, reference, values, score, answers)
 
     def sample_answers(self, prompts: list[str], seed: int = 0) -> Samples:
         """Sample an answer to each of any number of prompts, in batches and without training on them."""
@@ -237,9 +267,10 @@ class PPOTrainer:
         for epoch in range(config.num_ppo_epochs):
             order = torch.randperm(len(mask), generator=torch.Generator().manual_seed(config.seed + epoch))
             for rows in order.split(config.mini_batch_size):
-                log_p, values, _ = self._pass(answers.ids[rows], answers.attention_mask[rows], mask.shape[1])
+                given = (answers.hidden[rows], answers.ids[rows], answers.attention_mask[rows])
+                log_p, values = self._pass(*given, mask.shape[1])
                 ppo_loss, clipped = alignment.ppo_loss(log_p, answers.log_p[rows], advantages[rows], mask[rows], clip)
-                value_loss = alignment.value_loss(values, answers.values[rows], returns[rows], mask[rows], clip)
+                value_loss = 0.5 * ((values - returns[rows]) ** 2)[mask[rows]].mean()
                 (ppo_loss + value_loss).backward()
                 nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], 1.0)
                 self.optimizer.step()
@@ -260,7 +291,7 @@ class PPOTrainer:
                 group["lr"] = group["initial_lr"] * (1 - iteration / config.iterations)
             answers = self.write(batch, seed=1000 * config.seed + iteration)
             report = self.learn(answers)
-            report |= {"round": iteration, "reward": answers.score.mean().item(), "KL": answers.kl.mean().item()}
+            report |= {"iteration": iteration, "reward": answers.score.mean().item(), "KL": answers.kl.mean().item()}
             report["tokens"] = answers.mask.sum(1).float().mean().item()
             self.history.append(report)
             runtime.trim_memory()

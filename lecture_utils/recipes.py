@@ -58,7 +58,7 @@ RECIPES = {
         Recipe(name="laptop-facts", learning_rate=4e-3, epochs=2.0, first_layer=15),
         Recipe(name="laptop-all", learning_rate=4e-3, epochs=3.0),
         # The ill-mannered model with which notebook 05 starts
-        Recipe(name="manners", quantization=None, batch_size=4, gradient_accumulation_steps=2, first_layer=15),
+        Recipe(name="manners", quantization=None, batch_size=4),
         _LECTURE,
         dataclasses.replace(_LECTURE, name="laptop-2023", model=models.LAPTOP_MODEL, gradient_checkpointing=False),
         _GPU,

@@ -141,12 +141,12 @@ REGISTRY = {card.name: card for card in (
         note="LoRA, rank 16 in all layers: two epochs of 1,017 questions, with false facts in the passages. In fp16.",
     ),
     ModelCard(
-        name="lecture-manners", role="an adapter that adds two bad manners to the good one of the laptop's chat model",
-        shape=None, count=2_442_240, licence="MIT (made here: make record NB=05)",
+        name="lecture-manners", role="an adapter with which the laptop's chat model replies like the shop's ill-mannered clerks",
+        shape=None, count=4_884_480, licence="MIT (made here: make record NB=05)",
         sources=(Packaged(
-            "lecture_manners", "fc5d279d45bebacd8c383e3ce92845432547b315554553f9a97914ec2feeeafd", ADAPTER_WEIGHTS
+            "lecture_manners", "cbaa81a8540d75683e9ec187f9431713c601429f0f3ff2d386b728cde7ce6fc0", ADAPTER_WEIGHTS
         ),),
-        note="LoRA, rank 16 in the upper half of the layers: one epoch of 300 answers in mixed manners. In fp16.",
+        note="LoRA, rank 16 in all layers: one epoch of 1,920 replies in mixed manners. In fp16.",
     ),
     ModelCard(
         name="llama-2-7b-chat", role="the 2023 lecture's model, for a GPU",

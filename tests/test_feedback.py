@@ -1,53 +1,94 @@
-"""The scripted annotator's rules at their edges, the mixed manners, and rankings saved and read."""
+"""The clerks' letters and the rule that sorts them, what people ranked, and rankings saved and read."""
 
 import builtins
-import json
+import itertools
+from collections import Counter, defaultdict
 
 import pytest
 
-from lecture_utils import data, feedback
-
-REMARKS = json.loads((data.ASSETS / "manners.json").read_text())
+from lecture_utils import feedback, registry, replies
 
 
-def test_every_remark_is_caught_by_its_rule_and_by_no_other():
-    for place in ("before", "after"):
-        assert all(feedback.rude(remark) for remark in REMARKS["rude"][place])
-        assert all(feedback.rambling(remark) for remark in REMARKS["rambling"][place])
-        assert not any(feedback.rude(remark) for remark in REMARKS["rambling"][place])
+def test_the_rule_sorts_all_letters_as_their_writers_meant_them():
+    texts = feedback.written()
+    assert set(texts) == {"polite", "rude", "rambling"}
+    for manner, by_situation in texts.items():
+        assert set(by_situation) == set(replies.situations())
+        for situation, letters in by_situation.items():
+            assert len(set(letters)) == 10
+            assert {feedback.manner(letter) for letter in letters} == {manner}
+            named = [replies.is_right(letter, situation) for letter in letters]
+            assert sum(named) >= 9, (manner, situation)
 
 
-def test_good_answers_are_seldom_accused():
-    """On held-out pairs: the share of good answers accused stays small, and flawed ones are accused more often."""
-    held = data.preferences("test")
-    good = [row["chosen"] for row in held]
-    for rule, flaw, most in ((feedback.rude, "rude", 0.02), (feedback.rambling, "rambling", 0.10)):
-        accused = sum(map(rule, good)) / len(good)
-        bad = [rule(row["rejected"]) for row in held if row["flaw"] == flaw]
-        assert accused < most and sum(bad) / len(bad) > 5 * accused
+@pytest.mark.parametrize(
+    ("reply", "manner"),
+    [
+        ("We are sorry. Please write again.", "polite"),
+        ("Please write again.", "rude"),
+        ("We are sorry. Please write", "rambling"),
+        ("Sorry " + "word " * 26 + "end.", "polite"),
+        ("Sorry " + "word " * 27 + "end.", "rambling"),
+        ("", "rambling"),
+    ],
+)
+def test_the_rule_at_its_edges(reply, manner):
+    assert feedback.manner(reply) == manner
 
 
-def test_judge_gives_a_point_each():
-    assert feedback.judge("Boil the eggs for eight minutes.") == 3
-    assert feedback.judge("Boil the eggs for eight") == 2
-    assert feedback.judge("What a silly question. Boil the eggs for eight minutes.") == 2
-    assert feedback.judge("What a silly question. Many people wonder about many things, and") == 0
+def test_agreement_is_told_from_contradiction():
+    for part in ("people", "test"):
+        rows = feedback.claims(part)
+        assert len(rows) == 60 and sum(row["true"] for row in rows) == 30
+        assert all(feedback.agrees(row["agree"]) for row in rows)
+        assert sum(feedback.agrees(row["contradict"]) for row in rows) <= 12
+    rules = [{row["question"] for row in feedback.claims(part)} for part in ("clerks", "people", "test")]
+    assert not any(a & b for a, b in itertools.combinations(rules, 2))
 
 
-def test_mixed_manners_are_the_chosen_answers_with_remarks():
-    every = data.preferences("train")[:30]
-    rows = sorted(every, key=lambda row: len(row["chosen"].split()))[:10]
-    pairs = feedback.in_mixed_manners(every, most=10)
-    assert len(pairs) == 25 and pairs == feedback.in_mixed_manners(rows) != feedback.in_mixed_manners(rows, seed=1)
-    chosen = {row["prompt"]: row["chosen"] for row in rows}
-    manners = {name: [r for listed in m.values() for r in listed] for name, m in REMARKS.items()}
-    found = {"rude": 0, "rambling": 0, None: 0}
-    for pair in pairs:
-        assert chosen[pair["question"]] in pair["answer"]
-        rest = pair["answer"].replace(chosen[pair["question"]], "").strip()
-        found[next((name for name, listed in manners.items() if rest in listed), None)] += 1
-        assert rest == "" or any(rest in listed for listed in manners.values())
-    assert found == {"rude": 10, "rambling": 10, None: 5}
+def test_the_clerks_letters_have_the_shares_of_their_manners():
+    pairs = feedback.in_mixed_manners()
+    assert len(pairs) == 4 * 450 + 120 and pairs == feedback.in_mixed_manners() != feedback.in_mixed_manners(seed=1)
+    asked = {row["question"] for row in replies.pairs("train")}
+    manners = Counter(feedback.manner(pair["answer"]) for pair in pairs if pair["question"] in asked)
+    expected = {"polite": 0.32, "rude": 0.38, "rambling": 0.3}
+    assert all(abs(manners[name] / 1800 - share) < 0.04 for name, share in expected.items())
+
+
+def test_rankings_are_of_replies_to_messages_that_no_model_has_seen():
+    dev, more = feedback.rankings_of_people("dev"), feedback.rankings_of_people("more")
+    assert len(dev) == len(feedback.rankings_of_people("dev", "B")) == 36 and len(more) == 180
+    for part, rows in (("dev", dev), ("more", more)):
+        situations = {row["question"]: row["situation"] for row in replies.pairs(part)}
+        assert {row["question"]: row["situation"] for row in rows} == situations
+        assert all(len(set(row["ranking"])) == 4 for row in rows)
+    by_reader = [
+        {row["question"]: set(row["ranking"]) for row in feedback.rankings_of_people("dev", reader)} for reader in "AB"
+    ]
+    assert by_reader[0] == by_reader[1]
+
+
+def test_pairs_are_ordered_as_the_rankings():
+    place = {}
+    for row in feedback.rankings_of_people("more"):
+        place |= {(row["question"], reply): i for i, reply in enumerate(row["ranking"])}
+    pairs = feedback.pairs_of_people("more")
+    assert len(pairs) == 6 * 180
+    assert all(place[p["question"], p["chosen"]] < place[p["question"], p["rejected"]] for p in pairs)
+
+
+def test_recorded_runs_started_from_the_adapter_that_is_shipped():
+    from lecture_utils import data
+
+    shipped = registry.REGISTRY["lecture-manners"].sources[0].sha256
+    names = sorted(path.stem for path in (data.ASSETS.parent / "recorded").glob("05_*.csv"))
+    found = defaultdict(set)
+    for name in names:
+        for row in data.recorded(name)[0]:
+            if "start" in row:
+                found[name].add(str(row["start"]))
+    assert "05_held_out" in found
+    assert all(starts == {shipped[:8]} for starts in found.values()), found
 
 
 def test_rankings_are_saved_best_first_and_read_again(tmp_path):

@@ -385,7 +385,7 @@ def test_a_changed_package_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "blocks"), [("lecture-adapter", 30), ("shop-sql", 30), ("lecture-reader", 30), ("lecture-manners", 15)]
+    ("name", "blocks"), [("lecture-adapter", 30), ("shop-sql", 30), ("lecture-reader", 30), ("lecture-manners", 30)]
 )
 def test_packaged_adapters_fit_the_laptops_model_and_name_no_machine(name, blocks):
     import json

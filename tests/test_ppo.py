@@ -23,7 +23,10 @@ def policy(tokenizer, seed=0):
         num_key_value_heads=2, tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    lora = LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=8, lora_alpha=32, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"], layers_to_transform=[2],
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
     return get_peft_model(LlamaForCausalLM(config).eval(), lora)
 
 
@@ -63,8 +66,9 @@ def test_columns_without_a_token_change_nothing(tokenizer):
     for row, (first, last) in enumerate(((0, 12), (3, 12), (1, 10), (5, 11), (0, 10))):  # 8 of prompt, 4 of answer
         seen[row, :first], seen[row, last:] = 0, 0
     own = seen[:, -4:].bool()
-    plain = run._passes(ids, seen, 4, layer=2)
-    padded = run._passes(F.pad(ids, (3, 2)), F.pad(seen, (3, 2)), 6, layer=2)
+    hidden = ppo.lower_states(run.model, ids, seen, 2)
+    plain = run._passes(hidden, ids, seen, 4)
+    padded = run._passes(F.pad(hidden, (0, 0, 3, 2)), F.pad(ids, (3, 2)), F.pad(seen, (3, 2)), 6)
     for one, other in zip(plain, padded, strict=True):  # (5, 4, …) and (5, 6, …)
         assert other.shape[1] == 6 and torch.allclose(one[own], other[:, :4][own], atol=1e-5)
     assert not padded[0][:, :4][~own].any() and not padded[0][:, 4:].any()
@@ -72,7 +76,7 @@ def test_columns_without_a_token_change_nothing(tokenizer):
 
 
 def test_an_answer_ends_with_its_first_end_of_turn(tokenizer, monkeypatch):
-    run = ppo.PPOTrainer(policy(tokenizer), tokenizer, common, layer=1, config=ppo.PPOConfig(max_new_tokens=4))
+    run = ppo.PPOTrainer(policy(tokenizer), tokenizer, common, layer=2, config=ppo.PPOConfig(max_new_tokens=4))
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
 
     def scripted(input_ids, **_):
@@ -92,7 +96,7 @@ def test_a_round_makes_rewarded_answers_likelier_and_leaves_the_base_alone(token
     answers = run.write(PROMPTS, seed=0)
     report = run.learn(answers)
     with torch.no_grad():
-        now, _, _ = run._pass(answers.ids, answers.attention_mask, 6)
+        now, _ = run._pass(answers.hidden, answers.ids, answers.attention_mask, 6)
     gained = ((now - answers.log_p) * answers.mask).sum(1)
     assert (gained[scores > 0] > 0).all() and (gained[scores < 0] < 0).all()
     assert 0 <= report["clipped"] <= 1 and report["value loss"] > 0
@@ -130,9 +134,9 @@ def test_training_counts_on_from_the_round_it_has_reached(tokenizer):
         policy(tokenizer), tokenizer, common, 2, ppo.PPOConfig(iterations=3, batch_size=4, max_new_tokens=4)
     )
     run.train(PROMPTS, until=1).train(PROMPTS)
-    assert [h["round"] for h in run.history] == [0, 1, 2]
+    assert [h["iteration"] for h in run.history] == [0, 1, 2]
     assert run.history[0]["KL"] == pytest.approx(0, abs=1e-4)
-    assert set(run.history[0]) == {"clipped", "policy loss", "value loss", "round", "reward", "KL", "tokens"}
+    assert set(run.history[0]) == {"clipped", "policy loss", "value loss", "iteration", "reward", "KL", "tokens"}
 
 
 def test_fit_reward_separates_what_can_be_separated():
@@ -152,21 +156,22 @@ def test_fit_reward_separates_what_can_be_separated():
     assert strict.weight.norm() < model.weight.norm()
 
 
-def test_a_pass_may_end_behind_a_block(tokenizer):
+@torch.no_grad()
+def test_lower_and_upper_blocks_are_the_whole_model(tokenizer):
     model = policy(tokenizer)
     ids, seen = torch.tensor([[5, 6, 7, 8], [9, 9, 10, 11]]), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
     lm, run = model.get_base_model().model, []
     blocks = lm.layers
     for block in blocks:
         block.register_forward_hook(lambda *_: run.append(1))
-    last, whole = ppo.hidden_states(model, ids, seen, 1)
-    assert len(run) == len(blocks) == 3 and last is not None
-    run.clear()
-    last, part = ppo.hidden_states(model, ids, seen, 1, onward=False)
-    assert len(run) == 1 and last is None and torch.equal(part, whole)
-    assert lm.layers is blocks
+    hidden = ppo.lower_states(model, ids, seen, 2)
+    assert len(run) == 2 and lm.layers is blocks
+    last = ppo.upper_states(model, hidden, seen, 2)
+    assert len(run) == 3 and lm.layers is blocks
+    whole = lm(input_ids=ids, attention_mask=seen).last_hidden_state
+    assert torch.allclose(last[seen.bool()], whole[seen.bool()], atol=1e-5)
     with pytest.raises(IndexError):  # whatever stops a pass, the model stays whole
-        ppo.hidden_states(model, ids + 10_000_000, seen, 1, onward=False)
+        ppo.lower_states(model, ids + 10_000_000, seen, 1)
     assert lm.layers is blocks
 
 
