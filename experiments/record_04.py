@@ -66,8 +66,8 @@ def load(method: str):
 
 
 def train(model, tokenizer, rows, rate: float, seed: int, batch: int = 4, passes: int = 1, each=None) -> None:
-    """Train for some passes over the rows, as the notebook does, with rows of similar length in a batch. ``each`` is called
-    after every pass."""
+    """Train for some passes over the rows, as the notebook does (which also rounds the lengths up), with rows of similar length
+    in a batch. ``each`` is called after every pass."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 

@@ -15,11 +15,6 @@ from lecture_utils import data, plotting, replies
 
 SHARES = {"polite": 0.25, "rude": 0.38, "rambling": 0.3, "another question": 0.07}  # of the clerks' replies
 MOST_WORDS = 28
-_CONTRADICTS = re.compile(
-    r"^(no\b|not\b|i am afraid|unfortunately|that is (a misunderstanding|not)|sorry|i am sorry|we are sorry|actually|this is "
-    r"not|regrettably)|\bin fact\b|\bactually\b|\bon the contrary\b",
-    re.IGNORECASE,
-)
 _POLITE = re.compile(r"\b(thank|sorry|apolog)", re.IGNORECASE)
 
 
@@ -51,11 +46,6 @@ def claims(part: str) -> list[dict]:
          "contradict": row[f"correct_{which}"]}
         for row in rows[start:end] for which in ("true", "false")
     ]  # fmt: skip
-
-
-def agrees(reply: str) -> bool:
-    """Return whether a reply to a claim agrees with it, by a simple rule: it has no word of contradiction."""
-    return _CONTRADICTS.search(reply) is None
 
 
 def rankings_of_people(part: str, reader: str = "A") -> list[dict]:

@@ -128,30 +128,27 @@ def mean_state(hidden, mask) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def answer_features(
-    model, tokenizer, pairs: list[tuple[str, str]], layer: int, last: bool = False, batch_size: int = 16
-) -> torch.Tensor:
-    """Return the mean hidden state (pairs, width) of each answer's tokens after block ``layer``, or with ``last`` the
-    hidden state of the last token. Each pair is (prompt, answer)."""
+def answer_features(model, tokenizer, pairs: list[tuple[str, str]], layer: int, batch_size: int = 16) -> torch.Tensor:
+    """Return the mean hidden state (pairs, width) of each answer's tokens after block ``layer``. Each pair is (prompt,
+    answer)."""
     rows = [data.token_ids(tokenizer, prompt, answer) for prompt, answer in runtime.few(pairs, 4)]
     out: list = [None] * len(rows)
     with tqdm(total=len(rows), desc="reading answers", leave=False) as bar:
         for places, ids, mask, labels in evaluation.answer_batches(model, rows, tokenizer.pad_token_id, batch_size):
             hidden = lower_states(model, ids, mask, layer).float()
             for i, states, label in zip(places, hidden, labels, strict=True):
-                answer = states[label != -100]  # (tokens, width)
-                out[i] = (answer[-1] if last else answer.mean(0)).cpu()
+                out[i] = states[label != -100].mean(0).cpu()
             bar.update(len(places))
     runtime.trim_memory()
     return runtime.spread(torch.stack(out), len(pairs))
 
 
-def features_of(model, tokenizer, pairs: list[dict], layer: int, last: bool = False) -> dict[str, torch.Tensor]:
+def features_of(model, tokenizer, pairs: list[dict], layer: int) -> dict[str, torch.Tensor]:
     """Return features (pairs, width) of the chosen and of the rejected replies, as ``answer_features`` does. Replies that
     are part of several pairs are read only once."""
     asked = {which: [(pair["question"], pair[which]) for pair in pairs] for which in ("chosen", "rejected")}
     distinct = list(dict.fromkeys(asked["chosen"] + asked["rejected"]))
-    features = answer_features(model, tokenizer, distinct, layer, last)
+    features = answer_features(model, tokenizer, distinct, layer)
     places = {reply: i for i, reply in enumerate(distinct)}
     return {which: features[[places[reply] for reply in replies]] for which, replies in asked.items()}
 
