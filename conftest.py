@@ -7,6 +7,7 @@ training brings about has the tag ``full-scale`` and is skipped then; ``lecture_
 import os
 from collections import Counter
 
+import nbval.kernel
 import pytest
 
 from lecture_utils import data
@@ -17,6 +18,20 @@ def pytest_addoption(parser):
     usual = os.environ.get("LECTURE_SCALE") or "smoke"
     group.addoption("--scale", dest="scale", default=usual, help=f"the scale of the notebooks (default here: {usual})")
     group.addoption("--full", dest="scale", action="store_const", const="laptop", help="short for --scale laptop")
+
+
+def pytest_configure(config):
+    """Start a kernel again that died at once: it looks for free ports first, and another one can take them meanwhile."""
+    start = nbval.kernel.start_new_kernel
+
+    def start_twice(*args, **kwargs):
+        try:
+            return start(*args, **kwargs)
+        except RuntimeError:
+            return start(*args, **kwargs)
+
+    config.add_cleanup(lambda: setattr(nbval.kernel, "start_new_kernel", start))
+    nbval.kernel.start_new_kernel = start_twice
 
 
 def scale(config) -> str:
