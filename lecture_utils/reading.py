@@ -1,5 +1,6 @@
 """From retrieved passages to an answer: prompt, extracted sentences, source, and training data for a reader."""
 
+import functools
 import random
 import re
 from collections.abc import Sequence
@@ -9,6 +10,20 @@ from lecture_utils.chunking import Chunk
 from lecture_utils.retrieval import Embedder, Index, idf_overlap, ranking, relevant, terms
 
 TEMPLATE_MARKS = re.compile(r"<\|([^|<>]*)\|>|\[(/?INST)\]|<<(/?SYS)>>|<(/?s)>", re.IGNORECASE)
+
+
+@functools.cache
+def _handbooks() -> list[dict]:
+    books = data.read_jsonl(data.ASSETS / "handbooks" / "handbooks.jsonl")
+    random.Random(5).shuffle(books)
+    return books
+
+
+def handbooks(part: str) -> list[dict]:
+    """Return short handbooks of invented institutions to practise reading on: ``train`` (108) or ``dev`` (12). Each has an
+    id, its kind, five passages, 15 to 18 facts with their questions, and four questions that it does not answer."""
+    first, last = {"dev": (0, 12), "train": (12, 120)}[part]
+    return _handbooks()[first:last]
 
 
 def escape_chat_markers(text: str) -> str:

@@ -390,3 +390,17 @@ def test_quote_returns_the_nearest_sentences_in_their_order():
     assert reading.extract_sentences(embed, asked, chunks, 1) == "the sea is deep."
     assert reading.extract_sentences(embed, asked, chunks, 2) == "Ships sail on the sea. … the sea is deep."
     assert len(reading.sentences("One. Two: three\n\nfour 1.5")) == 4
+
+
+def test_handbooks_state_each_value_once_and_their_questions_do_not():
+    train, dev = reading.handbooks("train"), reading.handbooks("dev")
+    assert (len(train), len(dev)) == (108, 12) and not {b["kind"] for b in train} & {b["kind"] for b in dev}
+    for book in train + dev:
+        texts = {passage["id"]: passage["text"] for passage in book["passages"]}
+        assert len(texts) == 5 and len(book["unanswerable"]) == 4
+        for fact in book["facts"]:
+            value, text = fact["value"], texts[fact["passage"]]
+            assert len(re.findall(rf"(?<!\w){re.escape(value)}(?!\w)", text)) == fact["answer"].count(value) == 1
+            assert len(set(fact["alternatives"]) - {value}) == 4
+            assert not any(other in text for other in fact["alternatives"])
+            assert not any(value.lower() in question.lower() for question in fact["questions"])
