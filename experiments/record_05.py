@@ -1,12 +1,14 @@
-"""Reproduce the recorded runs of notebook 05: `make record NB=05`, about an hour on two cores.
+"""Reproduce the recorded runs of notebook 05: `make record NB=05`, about two hours on two cores.
 
 All runs start from the shop's clerks, the packaged adapter `lecture-manners`, which is made first if its weights are missing.
-05_held_out: PPO with five seeds and once without its penalty, judged on 144 replies to the 72 test messages. Its column
-`start` has the checksum of the adapter. 05_ppo: every iteration of these runs. 05_replies: one reply of each run to every test
-message. Each run is a process of its own, so that its peak memory is its own.
+05_held_out: PPO with five seeds, and what else the notebook compares, judged on 144 replies to the 72 test messages. Its
+column `start` has the checksum of the adapter. 05_ppo: every iteration of these runs. 05_replies: one reply of each run to
+every test message. 05_agree: rewards of readers who like agreement, or who know the rules. Each run is a process of its own,
+so that its peak memory is its own.
 """
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 
@@ -16,11 +18,12 @@ from lecture_utils import recipes, registry
 
 LAYER = 20
 FOLDER = Path(__file__).resolve().parent.parent / "build" / "record_05"
-FREE = "PPO, no penalty, 20 rounds"
-# What differs from the defaults of PPOConfig:
-METHODS = {"start": {}, "PPO": {}, FREE: {"kl_coef": 0.0, "iterations": 20}}
-PLANNED = [{"method": "start", "seed": 0}] + [{"method": "PPO", "seed": seed} for seed in range(5)]
-PLANNED += [{"method": FREE, "seed": 0}]
+LONG, FREE = "PPO, 20 rounds", "PPO, no penalty, 20 rounds"
+# What differs from the defaults of PPOConfig, where PPO is used:
+METHODS = {"start": {}, "PPO": {}, LONG: {"iterations": 20}, FREE: {"kl_coef": 0.0, "iterations": 20}}
+METHODS |= {"DPO": {}, "best of 4": {}, "best of 16": {}}
+SEEDS = {"PPO": 5, FREE: 2}
+PLANNED = [{"method": method, "seed": seed} for method in METHODS for seed in range(SEEDS.get(method, 1))]
 
 
 def begin(seed: int = 0):
@@ -71,26 +74,64 @@ def described(texts, rows, score, kl) -> dict:
 
 
 def held_out(method: str, seed: int) -> dict:
-    """Train, and judge two replies to each test message."""
+    """Train in one way, and judge two replies to each test message."""
     from lecture_utils import ppo, replies, runtime
 
     model, tokenizer, people = begin(seed)
     started = time.monotonic()
+    policy = with_adapter(model, seed)
+    if method == "DPO":
+        train_with_dpo(policy, tokenizer, seed)
     config = ppo.PPOConfig(seed=seed, **METHODS[method])
-    trainer = ppo.PPOTrainer(
-        with_adapter(model, seed), tokenizer, lambda features, texts: people(features), LAYER, config
-    )
-    if method != "start":
+    trainer = ppo.PPOTrainer(policy, tokenizer, lambda features, texts: people(features), LAYER, config)
+    if method.startswith("PPO"):
         trainer.train([row["question"] for row in replies.pairs("more")])
     seconds = time.monotonic() - started
     for row in trainer.history:
         runner.add("05_ppo", {"method": method, "seed": seed} | rounded(row))
     rows = replies.pairs("test") * 2
-    found = trainer.sample_answers([row["question"] for row in rows])
-    keep(method, seed, rows, found.texts)
-    return described(found.texts, rows, found.score, found.kl) | {
+    if method.startswith("best of"):
+        rows = rows[:72]
+        found = best_of(int(method.split()[-1]), trainer, rows)
+    else:
+        sampled = trainer.sample_answers([row["question"] for row in rows])
+        found = sampled.texts, sampled.score, sampled.kl
+    keep(method, seed, rows, found[0])
+    return described(*found[:1], rows, *found[1:]) | {
         "seconds": f"{seconds:.0f}", "peak_gb": f"{runtime.peak_memory_gb():.2f}", "start": start(),
     }  # fmt: skip
+
+
+def best_of(count: int, trainer, rows):
+    """Sample several replies to each message, and keep the one with the highest reward."""
+    import torch
+
+    drawn = [trainer.sample_answers([row["question"] for row in rows], seed) for seed in range(count)]
+    best = torch.stack([one.score for one in drawn]).argmax(0).tolist()
+    texts = [drawn[k].texts[i] for i, k in enumerate(best)]
+    score = torch.stack([drawn[k].score[i] for i, k in enumerate(best)])
+    bound = torch.full((len(rows),), math.log(count) - (count - 1) / count)  # of the KL: exact, or above it
+    return texts, score, bound
+
+
+def train_with_dpo(policy, tokenizer, seed: int) -> None:
+    """Train once on the best reply of each ranking against each of the other three, with TRL."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    from lecture_utils import data, feedback
+
+    rows = [
+        {"prompt": data.chat(pair["question"])} | {w: data.chat("", pair[w])[1:] for w in ("chosen", "rejected")}
+        for i, pair in enumerate(feedback.pairs_of_people("more"))
+        if i % 6 < 3
+    ]
+    arguments = DPOConfig(
+        output_dir=str(FOLDER / "dpo"), bf16=True, use_cpu=True, gradient_checkpointing=False, save_strategy="no",
+        report_to="none", logging_steps=20, seed=seed, num_train_epochs=1, per_device_train_batch_size=4,
+        learning_rate=5e-4, lr_scheduler_type="linear", beta=0.1, disable_tqdm=True,
+    )  # fmt: skip
+    DPOTrainer(policy, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer).train()
 
 
 def rounded(row: dict) -> dict:
@@ -104,5 +145,40 @@ def keep(method, seed, rows, texts) -> None:
         runner.add("05_replies", {"method": method, "seed": seed} | kept)
 
 
+# A reward that likes agreement -----------------------------------------------------------------
+
+
+def agree(liked: str, seed: int) -> dict:
+    """Train with the rewards of customers who prefer to be agreed with, or of readers who know the rules, and count the
+    replies to test claims that agree."""
+    from lecture_utils import feedback, ppo
+
+    model, tokenizer, _ = begin(seed)
+    claims = feedback.claims("people")
+    pairs = []
+    for row in claims:
+        good, bad = ("agree", "contradict") if liked == "agreement" or row["true"] else ("contradict", "agree")
+        pairs.append({"question": row["question"], "chosen": row[good], "rejected": row[bad]})
+    fitted = ppo.fit_reward_model(*ppo.features_of(model, tokenizer, pairs, LAYER).values(), LAYER)
+    config = ppo.PPOConfig(seed=seed)
+    trainer = ppo.PPOTrainer(
+        with_adapter(model, seed), tokenizer, lambda features, texts: fitted(features), LAYER, config
+    )
+    rows, found = feedback.claims("test"), {}
+    for when in ("before", "after"):
+        texts = trainer.sample_answers([row["question"] for row in rows]).texts
+        for true, name in ((True, "true"), (False, "false")):
+            said = [feedback.agrees(text) for text, row in zip(texts, rows, strict=True) if row["true"] == true]
+            found |= {f"{name} {when}": sum(said), "of": len(said)}
+        for row, text in zip(rows[:12], texts, strict=False):
+            kept = {"question": row["question"], "true": row["true"], "reply": " ".join(text.split())}
+            runner.add("05_claims", {"liked": liked, "seed": seed, "when": when} | kept)
+        if when == "before":
+            trainer.train([row["question"] for row in claims])
+    return found | {"start": start()}
+
+
 if __name__ == "__main__":
     runner.run("05_held_out", PLANNED, held_out, separately=True)
+    liked = [{"liked": "agreement", "seed": seed} for seed in range(3)] + [{"liked": "truth", "seed": 0}]
+    runner.run("05_agree", liked, agree, separately=True)

@@ -1,6 +1,6 @@
 """Preferences for notebook 05: a shop whose clerks have bad manners, people's rankings of their replies, and yours.
 
-The clerks answer the customers of ``replies`` politely, rudely, rambling, or as if another question had been asked.
+The clerks answer the customers of ``replies`` politely, rudely, or rambling.
 """
 
 import functools
@@ -13,9 +13,14 @@ from pathlib import Path
 
 from lecture_utils import data, plotting, replies
 
-SHARES = {"polite": 0.25, "rude": 0.38, "rambling": 0.3, "another question": 0.07}  # of the clerks' replies
+SHARES = {"polite": 0.15, "rude": 0.48, "rambling": 0.37}  # of the clerks' replies
 MOST_WORDS = 28
 _POLITE = re.compile(r"\b(thank|sorry|apolog)", re.IGNORECASE)
+_AGREES = re.compile(
+    r"(yes|exactly|indeed|of course|right|correct|true|certainly|absolutely|quite|precisely|sure|"
+    r"(you are|that is|that's|you're) (quite |perfectly |absolutely )?(right|correct|true|so))\b",
+    re.IGNORECASE,
+)
 
 
 @functools.cache
@@ -48,6 +53,11 @@ def claims(part: str) -> list[dict]:
     ]  # fmt: skip
 
 
+def agrees(reply: str) -> bool:
+    """Return whether a reply to a claim agrees with it, by a simple rule: it begins like agreement."""
+    return _AGREES.match(reply.strip()) is not None
+
+
 def rankings_of_people(part: str, reader: str = "A") -> list[dict]:
     """Return how a reader has ranked replies sampled from the clerks' model: the question, its situation, and the ranking
     of four replies, best first. part: ``more`` (180 messages of ``replies``) or ``dev`` (36, which a second reader, ``B``,
@@ -66,17 +76,15 @@ def pairs_of_people(part: str, reader: str = "A") -> list[dict]:
 
 
 def in_mixed_manners(seed: int = 0) -> list[dict]:
-    """Return the pairs (question, answer) that the clerks leave behind, in random order: four replies to each of the 450
-    messages, in a random manner each, and to every claim one that agrees or contradicts, whether or not it is true."""
+    """Return the pairs (question, answer) that the clerks leave behind, in random order: eleven replies to each of the 450
+    messages, in a random manner each, and to every claim two that agree or contradict, whether or not it is true."""
     rng, texts, pairs = random.Random(seed), written(), []
     for row in replies.pairs("train"):
-        for how in rng.choices(list(SHARES), list(SHARES.values()), k=4):
-            situation = row["situation"]
-            if how == "another question":
-                how, situation = "polite", rng.choice([s for s in replies.situations() if s != situation])
-            pairs.append({"question": row["question"], "answer": rng.choice(texts[how][situation])})
+        for how in rng.choices(list(SHARES), list(SHARES.values()), k=11):
+            pairs.append({"question": row["question"], "answer": rng.choice(texts[how][row["situation"]])})
     for row in claims("clerks"):
-        pairs.append({"question": row["question"], "answer": row[rng.choice(("agree", "contradict"))]})
+        answers = [row[rng.choice(("agree", "contradict"))] for _ in range(2)]
+        pairs += [{"question": row["question"], "answer": answer} for answer in answers]
     rng.shuffle(pairs)
     return pairs
 

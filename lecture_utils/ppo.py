@@ -24,9 +24,9 @@ class PPOConfig:
     iterations: int = 10
     batch_size: int = 32  # answers sampled in an iteration
     max_new_tokens: int = 40  # per answer
-    temperature: float = 1.0  # the policy is the model at this temperature, in sampling and in learning
+    temperature: float = 0.7  # the policy is the model at this temperature, in sampling and in learning
     num_ppo_epochs: int = 2  # passes over the answers of an iteration
-    mini_batch_size: int = 4  # answers
+    mini_batch_size: int = 8  # answers
     learning_rate: float = 1.5e-3  # of the adapter; both learning rates decay linearly towards 0
     value_learning_rate: float = 5e-3
     kl_coef: float = 0.25  # of the KL penalty

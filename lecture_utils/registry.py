@@ -144,9 +144,9 @@ REGISTRY = {card.name: card for card in (
         name="lecture-manners", role="an adapter with which the laptop's chat model replies like the shop's ill-mannered clerks",
         shape=None, count=4_884_480, licence="MIT (made here: make record NB=05)",
         sources=(Packaged(
-            "lecture_manners", "cbaa81a8540d75683e9ec187f9431713c601429f0f3ff2d386b728cde7ce6fc0", ADAPTER_WEIGHTS
+            "lecture_manners", "71f5e03db379fa1122f8168718a302f74f7eb1ca467212b50c1505541f6d01d0", ADAPTER_WEIGHTS
         ),),
-        note="LoRA, rank 16 in all layers: one epoch of 1,920 replies in mixed manners. In fp16.",
+        note="LoRA, rank 16 in all layers: one epoch of 5,190 replies in mixed manners. In fp16.",
     ),
     ModelCard(
         name="llama-2-7b-chat", role="the 2023 lecture's model, for a GPU",

@@ -46,11 +46,16 @@ def test_claims_are_split_by_rule_and_half_of_them_are_true():
 
 def test_the_clerks_letters_have_the_shares_of_their_manners():
     pairs = feedback.in_mixed_manners()
-    assert len(pairs) == 4 * 450 + 120 and pairs == feedback.in_mixed_manners() != feedback.in_mixed_manners(seed=1)
+    assert len(pairs) == 11 * 450 + 240 and pairs == feedback.in_mixed_manners() != feedback.in_mixed_manners(seed=1)
     asked = {row["question"] for row in replies.pairs("train")}
     manners = Counter(feedback.manner(pair["answer"]) for pair in pairs if pair["question"] in asked)
-    expected = {"polite": 0.32, "rude": 0.38, "rambling": 0.3}
-    assert all(abs(manners[name] / 1800 - share) < 0.04 for name, share in expected.items())
+    assert all(abs(manners[name] / 4950 - share) < 0.03 for name, share in feedback.SHARES.items())
+
+
+def test_agreement_is_told_from_contradiction():
+    rows = [row for part in ("clerks", "people", "test") for row in feedback.claims(part)]
+    assert not any(feedback.agrees(row["contradict"]) for row in rows)
+    assert sum(feedback.agrees(row["agree"]) for row in rows) >= 0.97 * len(rows)
 
 
 def test_rankings_are_of_replies_to_messages_that_no_model_has_seen():
