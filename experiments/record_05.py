@@ -1,9 +1,9 @@
 """Reproduce the recorded runs of notebook 05: `make record NB=05`, about two hours on two cores.
 
 All runs start from the shop's clerks, the packaged adapter `lecture-manners`, which is made first if its weights are missing.
-05_held_out: PPO with five seeds, and what else the notebook compares, judged on 144 replies to the 72 test messages. Its
+05_held_out: PPO with five seeds, and what else the notebook compares, judged on 144 replies to the 72 test messages (best of 4 on 72). Its
 column `start` has the checksum of the adapter. 05_ppo: every iteration of these runs. 05_replies: one reply of each run to
-every test message. 05_agree: rewards of readers who like agreement, or who know the rules. Each run is a process of its own,
+every test message. 05_agree: rewards of readers who like agreement, or who know the rules, and 05_claims: some replies. Each run is a process of its own,
 so that its peak memory is its own.
 """
 
@@ -21,7 +21,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "build" / "record_05"
 LONG, FREE = "PPO, 20 rounds", "PPO, no penalty, 20 rounds"
 # What differs from the defaults of PPOConfig, where PPO is used:
 METHODS = {"start": {}, "PPO": {}, LONG: {"iterations": 20}, FREE: {"kl_coef": 0.0, "iterations": 20}}
-METHODS |= {"DPO": {}, "best of 4": {}, "best of 16": {}}
+METHODS |= {"DPO": {}, "best of 4": {}}
 SEEDS = {"PPO": 5, FREE: 2}
 PLANNED = [{"method": method, "seed": seed} for method in METHODS for seed in range(SEEDS.get(method, 1))]
 
@@ -90,14 +90,14 @@ def held_out(method: str, seed: int) -> dict:
     for row in trainer.history:
         runner.add("05_ppo", {"method": method, "seed": seed} | rounded(row))
     rows = replies.pairs("test") * 2
-    if method.startswith("best of"):
+    if method == "best of 4":
         rows = rows[:72]
-        found = best_of(int(method.split()[-1]), trainer, rows)
+        texts, score, kl = best_of(4, trainer, rows)
     else:
-        sampled = trainer.sample_answers([row["question"] for row in rows])
-        found = sampled.texts, sampled.score, sampled.kl
-    keep(method, seed, rows, found[0])
-    return described(*found[:1], rows, *found[1:]) | {
+        found = trainer.sample_answers([row["question"] for row in rows])
+        texts, score, kl = found.texts, found.score, found.kl
+    keep(method, seed, rows, texts)
+    return described(texts, rows, score, kl) | {
         "seconds": f"{seconds:.0f}", "peak_gb": f"{runtime.peak_memory_gb():.2f}", "start": start(),
     }  # fmt: skip
 
@@ -180,5 +180,4 @@ def agree(liked: str, seed: int) -> dict:
 
 if __name__ == "__main__":
     runner.run("05_held_out", PLANNED, held_out, separately=True)
-    liked = [{"liked": "agreement", "seed": seed} for seed in range(3)] + [{"liked": "truth", "seed": 0}]
-    runner.run("05_agree", liked, agree, separately=True)
+    runner.run("05_agree", [{"liked": liked, "seed": 0} for liked in ("agreement", "truth")], agree, separately=True)

@@ -15,7 +15,7 @@ TEMPLATE_MARKS = re.compile(r"<\|([^|<>]*)\|>|\[(/?INST)\]|<<(/?SYS)>>|<(/?s)>",
 @functools.cache
 def _handbooks() -> list[dict]:
     books = data.read_jsonl(data.ASSETS / "handbooks" / "handbooks.jsonl")
-    random.Random(5).shuffle(books)
+    random.Random(5).shuffle(books)  # they are in the order of their writers
     return books
 
 

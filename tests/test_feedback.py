@@ -83,10 +83,13 @@ def test_pairs_are_ordered_as_the_rankings():
 def test_recorded_runs_started_from_the_adapter_that_is_shipped():
     judged, _ = data.recorded("05_held_out")
     shipped = registry.REGISTRY["lecture-manners"].sources[0].sha256
-    assert {str(row["start"]) for row in judged} == {shipped[:8]}
+    agreed, _ = data.recorded("05_agree")
+    assert {str(row["start"]) for row in judged + agreed} == {shipped[:8]}
     runs = {(row["method"], row["seed"]) for row in judged}
     for name in ("05_ppo", "05_replies"):  # the same runs
         assert {(row["method"], row["seed"]) for row in data.recorded(name)[0]} <= runs
+    rewards = {(row["liked"], row["seed"]) for row in agreed}
+    assert {(row["liked"], row["seed"]) for row in data.recorded("05_claims")[0]} == rewards
 
 
 def test_rankings_are_saved_best_first_and_read_again(tmp_path):
