@@ -1,10 +1,10 @@
 """Reproduce the recorded runs of notebook 05: `make record NB=05`, about two hours on two cores.
 
 All runs start from the shop's clerks, the packaged adapter `lecture-manners`, which is made first if its weights are missing.
-05_held_out: PPO with five seeds, and what else the notebook compares, judged on 144 replies to the 72 test messages (best of 4 on 72). Its
-column `start` has the checksum of the adapter. 05_ppo: every iteration of these runs. 05_replies: one reply of each run to
-every test message. 05_agree: rewards of readers who like agreement, or who know the rules, and 05_claims: some replies. Each run is a process of its own,
-so that its peak memory is its own.
+05_held_out: PPO with five seeds, and what else the notebook compares, judged on 144 replies to the 72 test messages (best of
+4 on 72 replies). Its column `start` has the checksum of the adapter. 05_ppo: every iteration of these runs. 05_replies: one
+reply of each run to every test message. 05_agree: rewards of readers who like agreement, or who know the rules, and
+05_claims: some of the replies. Each run is a process of its own, so that its peak memory is its own.
 """
 
 import dataclasses
