@@ -96,25 +96,34 @@ def packaged_weights(name: str) -> Path:
 def package_adapter(name: str, recipe, pairs, work: Path, **overrides) -> tuple[float, Path]:
     """Finetune in ``work``, and keep the adapter in fp16 where the package has it; return (seconds, weights).
     ``overrides`` go to SFTConfig. The adapter's checksum then belongs into lecture_utils/registry.py."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    from lecture_utils import downloads, finetuning, runtime
+    from lecture_utils import finetuning, runtime
 
     runtime.quiet()
     runtime.use_less_memory()
     runtime.seed_everything(0)
-    started, weights = time.monotonic(), packaged_weights(name)
+    started = time.monotonic()
     finetuning.finetune(recipe, pairs, work, disable_tqdm=True, **overrides)
-    weights.parent.mkdir(parents=True, exist_ok=True)
+    seconds = time.monotonic() - started
+    weights = keep_adapter(name, work / "adapter", recipe.model)
     shutil.copy(work / "recipe.json", weights.parent.parent)
-    config = json.loads((work / "adapter" / "adapter_config.json").read_text())
+    return seconds, weights
+
+
+def keep_adapter(name: str, folder: Path, base: str) -> Path:
+    """Keep an adapter of the model ``base``, saved in ``folder``, in fp16 where the package has it; return its weights."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from lecture_utils import downloads
+
+    weights = packaged_weights(name)
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    config = json.loads((folder / "adapter_config.json").read_text())
     # What is not set is left out: older versions of PEFT do not know all of it.
     config = {key: value for key, value in config.items() if value not in (None, False, {})}
-    config["base_model_name_or_path"] = recipe.model  # and not the folder of this machine's cache
+    config["base_model_name_or_path"] = base  # and not the folder of this machine's cache
     (weights.parent / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    half = {key: value.to(torch.float16) for key, value in load_file(work / "adapter" / weights.name).items()}
+    half = {key: value.to(torch.float16) for key, value in load_file(folder / weights.name).items()}
     save_file(half, weights, metadata={"format": "pt"})
-    seconds = time.monotonic() - started
-    print(f"{name}: {seconds:.0f} s, sha256 {downloads.sha256(weights)}", flush=True)
-    return seconds, weights
+    print(f"{name}: sha256 {downloads.sha256(weights)}", flush=True)
+    return weights

@@ -124,8 +124,15 @@ def chunk(section: Section, size: int = 80, overlap: int = 20) -> list[Chunk]:
     return [Chunk(**asdict(section) | {"text": text}, number=i) for i, text in enumerate(chunks)]
 
 
+def without_boxes(section: Section) -> Section:
+    """Return a section without the boxes that say what the 2023 lecture got wrong. A search would find the wrong claim
+    there and quote it."""
+    kept = [part for part in re.split(r"\n\s*\n", section.text) if not part.startswith("The 2023 lecture")]
+    return Section(**asdict(section) | {"text": "\n\n".join(kept)})
+
+
 def corpus(size: int = 80, overlap: int = 20, without: Sequence[str] = ("09_rag",)) -> list[Chunk]:
-    """Return the chunks of all notebooks except those in ``without`` (by default 09, which asks the questions and must
-    therefore not contain the answers)."""
-    kept = [section for section in lecture() if section.notebook not in without]
+    """Return the chunks of all notebooks, without boxes, except those in ``without`` (by default 09, which asks the
+    questions and must therefore not contain the answers)."""
+    kept = [without_boxes(section) for section in lecture() if section.notebook not in without]
     return [piece for section in kept for piece in chunk(section, size, overlap)]

@@ -123,11 +123,6 @@ def lecture_qa():
     return DatasetDict({split: Dataset.from_list(read_jsonl(folder / f"{split}.jsonl")) for split in QA_SPLITS})
 
 
-def exact_terms() -> list[dict]:
-    """Return 60 queries that depend on one rare term: id, query, term, and where it occurs (notebook, heading)."""
-    return read_jsonl(ASSETS / "lecture_qa" / "exact_terms.jsonl")
-
-
 def reviews(split: str) -> list[dict]:
     """Return the reviews of ``pool`` (60), ``dev`` (80) or ``test`` (160): id, text, label, about, hard."""
     return _prompting("reviews", split)

@@ -1,29 +1,36 @@
-"""From retrieved passages to an answer: prompt, extracted sentences, source, and training data for a reader."""
+"""From retrieved passages to an answer: prompts, and readers that mark the answer in a passage or say that it is not there."""
 
 import functools
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from lecture_utils import data
-from lecture_utils.chunking import Chunk
-from lecture_utils.retrieval import Embedder, Index, idf_overlap, ranking, relevant, terms
+from lecture_utils import data, downloads, models, runtime
+from lecture_utils.retrieval import Embedder, ranking
 
 TEMPLATE_MARKS = re.compile(r"<\|([^|<>]*)\|>|\[(/?INST)\]|<<(/?SYS)>>|<(/?s)>", re.IGNORECASE)
+NOT_STATED = "Not stated."  # what a reader answers if the passage does not contain the answer
+LONGEST = 256  # tokens of a question and its passage
+LONGEST_ANSWER = 15  # tokens
 
 
 @functools.cache
 def _handbooks() -> list[dict]:
-    books = data.read_jsonl(data.ASSETS / "handbooks" / "handbooks.jsonl")
-    random.Random(5).shuffle(books)  # they are in the order of their writers
-    return books
+    return data.read_jsonl(data.ASSETS / "handbooks" / "handbooks.jsonl")
 
 
 def handbooks(part: str) -> list[dict]:
-    """Return short handbooks of invented institutions to practise reading on: ``train`` (108) or ``dev`` (12). Each has an
-    id, its kind, five passages, 15 to 18 facts with their questions, and four questions that it does not answer."""
-    first, last = {"dev": (0, 12), "train": (12, 120)}[part]
+    """Return short handbooks of invented institutions to practise reading on: ``train`` (204) or ``dev`` (12). Each has an
+    id, its kind, five passages, 14 to 18 facts with their questions, and four questions that it does not answer."""
+    first, last = {"dev": (0, 12), "train": (12, 216)}[part]
     return _handbooks()[first:last]
+
+
+def titled(passage: dict) -> str:
+    """Return the title and the text of a passage. Both are searched and read, because a text often does not name its own
+    subject."""
+    return f"{passage['title']}. {passage['text']}"
 
 
 def escape_chat_markers(text: str) -> str:
@@ -32,10 +39,16 @@ def escape_chat_markers(text: str) -> str:
     return TEMPLATE_MARKS.sub(lambda match: f"< {next(g for g in match.groups() if g is not None)} >", text)
 
 
-def rag_prompt(question: str, chunks: Sequence[Chunk]) -> str:
-    """Return the prompt for a chat model: the passages, with chat markers escaped, and then the question."""
-    passages = "\n\n".join(escape_chat_markers(piece.titled) for piece in chunks)
+def rag_prompt(question: str, texts: Sequence[str]) -> str:
+    """Return the prompt for a chat model: the passages, numbered and with chat markers escaped, and then the question."""
+    passages = "\n\n".join(f"[{i}] {escape_chat_markers(text)}" for i, text in enumerate(texts, 1))
     return f"{passages}\n\nUsing only the text above, answer in one short sentence: {question}"
+
+
+def reading_prompt(question: str, text: str) -> str:
+    """Return the prompt that ``passage-reader`` was finetuned on: one passage between the question and its repetition. The
+    model reads from left to right, so it knows at each word of the passage what it is looking for."""
+    return f"{question}\n\n{escape_chat_markers(text)}\n\n{question}"
 
 
 def sentences(text: str) -> list[str]:
@@ -43,59 +56,210 @@ def sentences(text: str) -> list[str]:
     return [part for part in re.split(r"(?<=[.!?:;])\s+|\n+", text) if part.strip()]
 
 
-def extract_sentences(embed: Embedder, question, chunks: Sequence[Chunk], k: int = 2) -> str:
-    """Return the ``k`` sentences of the chunks that are nearest to the question's vector (width,), in their original
-    order. This is an extractive reader, which writes nothing itself."""
-    pieces = [sentence for piece in chunks for sentence in sentences(piece.text)]
-    best = ranking(embed(pieces) @ question, k)
+def nearest_sentences(embed: Embedder, question: str, texts: Sequence[str], k: int = 1) -> str:
+    """Return the ``k`` sentences of the texts that are nearest to the question, in their original order. This is the
+    simplest reader, which is not trained at all."""
+    pieces = [sentence for text in texts for sentence in sentences(text)]
+    best = ranking(embed(pieces) @ embed([question])[0], k)
     return " … ".join(pieces[i] for i in sorted(best))
 
 
-def support(answer: str, question: str, text: str, idf: dict[str, float]) -> float:
-    """Return the idf-weighted share (0 to 1) of an answer's new terms, those not in the question, that occur in ``text``.
-    An answer without new terms has a support of 0."""
-    return idf_overlap(set(terms(answer)) - set(terms(question)), set(terms(text)), idf)
+def swap_values(book: dict, rng: random.Random, share: float = 0.7) -> tuple[dict[str, str], list[dict]]:
+    """Return the passages of a handbook, as texts by id, and its facts, with about ``share`` of the values replaced by
+    alternatives in both. What a passage says can then only be read, not remembered (Longpre et al. 2021, 2109.05052)."""
+    texts, facts = {passage["id"]: titled(passage) for passage in book["passages"]}, []
+    for fact in book["facts"]:
+        value, text = fact["value"], texts[fact["passage"]]
+        other = rng.choice(fact["alternatives"])
+        if rng.random() < share and len(re.findall(data.whole_word(value), text)) == 1 and other not in text:
+            texts[fact["passage"]] = re.sub(data.whole_word(value), lambda _, new=other: new, text)
+            value = other
+        facts.append(fact | {"value": value})
+    return texts, facts
 
 
-def attribute_answer(answer: str, question: str, chunks: Sequence[Chunk], idf: dict[str, float]) -> tuple[int, float]:
-    """Return the position of the chunk that supports the answer best, and its support."""
-    found = [support(answer, question, piece.titled, idf) for piece in chunks]
-    best = max(range(len(found)), key=found.__getitem__)
-    return best, found[best]
+def similar_passages(books: Sequence[dict], embed: Embedder) -> dict[tuple[str, str], list[str]]:
+    """Return for each (handbook, question) the ids of its passages, those nearest to the question first."""
+    found = {}
+    for book in books:
+        asked = [q for fact in book["facts"] for q in fact["questions"]] + book["unanswerable"]
+        cosines = embed(asked) @ embed([titled(p) for p in book["passages"]]).T
+        for question, row in zip(asked, cosines, strict=True):
+            found[book["id"], question] = [book["passages"][i]["id"] for i in ranking(row)]
+    return found
 
 
-def replace_key(text: str, key: str, other: str) -> str:
-    """Return ``text`` with every ``key``, as a whole word or number and in any case, replaced by ``other``."""
-    return re.sub(data.whole_word(key), lambda _: other, text, flags=re.IGNORECASE)
+def practice(
+    books: Sequence[dict], similar: dict, seed: int = 0, share: float = 0.7
+) -> list[tuple[str, str, str | None]]:
+    """Return rows (question, passage, value) to learn to read from, in random order. ``value`` is None if the passage
+    does not answer the question. Such passages are similar to the question (``similar_passages``), because a search
+    would have found them."""
+    rng, rows = random.Random(seed), []
+    for book in books:
+        phrasings = len(book["facts"][0]["questions"])
+        for phrasing in range(phrasings):
+            texts, facts = swap_values(book, rng, share)
+            for fact in facts:
+                question = fact["questions"][phrasing]
+                rows.append((question, texts[fact["passage"]], fact["value"]))
+                if rng.random() < 0.6:
+                    others = [name for name in similar[book["id"], question] if name != fact["passage"]]
+                    rows.append((question, texts[others[rng.random() > 0.7]], None))
+            for question in book["unanswerable"][phrasing::phrasings]:
+                rows += [(question, texts[name], None) for name in similar[book["id"], question][:2]]
+    rng.shuffle(rows)
+    return rows
 
 
-def false_answer(key: str, keys: Sequence[str], rng: random.Random) -> str:
-    """Return a false answer of the same kind: the key with other digits, or another one of ``keys`` without digits."""
-    if not re.search(r"\d", key):
-        return rng.choice([k for k in keys if k != key and not re.search(r"\d", k)])
-    made = key
-    while made == key:
-        made = re.sub(r"\d", lambda digit: rng.choice("0123456789" if digit.start() else "123456789"), key)
-    return made
+@dataclass(frozen=True)
+class Reading:
+    """What a reader found in one passage: the marked ``answer``, where it starts, and the score of this answer (a
+    difference of log-probabilities, in nats): positive if it is more likely than "not here"."""
+
+    answer: str
+    start: int
+    score: float
 
 
-def reading_pairs(index: Index, rows: Sequence[dict], seed: int = 0) -> list[dict]:
-    """Return pairs that can only be answered by reading (entity substitution, Longpre et al. 2021, arXiv:2109.05052).
+class Ranker:
+    """An encoder that reads question and passage together and gives each token two logits: does the answer start here,
+    does it end here? The first token, ``[CLS]``, stands for "the answer is not here" (BERT, 1810.04805, 4.3)."""
 
-    Each question stands below two retrieved passages, one of which answers it. In passages and answer the key is replaced
-    by a false one, so that knowing the true one does not help.
+    def __init__(self, model, tokenizer):
+        self.model, self.tokenizer = model.eval(), tokenizer
+
+    @classmethod
+    def packaged(cls) -> "Ranker":
+        """Return the course's ranker: MiniLM with the adapter ``passage-ranker``."""
+        from peft import PeftModel
+
+        model, tokenizer = untrained_ranker()
+        folder = downloads.fetch("passage-ranker") / "adapter"
+        return cls(PeftModel.from_pretrained(model, folder).merge_and_unload(), tokenizer)
+
+    def encode(self, questions: Sequence[str], texts: Sequence[str]):
+        """Return the inputs of the model, the texts' token offsets, and where an answer may stand, (rows, tokens): in the
+        text, or at ``[CLS]``."""
+        import torch
+
+        inputs = self.tokenizer(
+            list(questions), list(texts), padding=True, truncation="only_second", max_length=LONGEST,
+            return_tensors="pt", return_offsets_mapping=True,
+        )  # fmt: skip
+        allowed = torch.tensor([[part == 1 for part in inputs.sequence_ids(i)] for i in range(len(texts))])
+        allowed[:, 0] = True
+        return inputs, inputs.pop("offset_mapping"), allowed
+
+    def log_probabilities(self, inputs, allowed):
+        """Return log p(the answer starts here) and log p(it ends here), each (rows, tokens)."""
+        import torch
+
+        device = self.model.device
+        with torch.autocast(device.type, runtime.compute_dtype(), enabled=runtime.compute_dtype() != torch.float32):
+            out = self.model(**inputs.to(device))
+        logits = (out.start_logits.float().cpu(), out.end_logits.float().cpu())
+        return [row.masked_fill(~allowed, -1e9).log_softmax(-1) for row in logits]
+
+    def __call__(self, questions: Sequence[str], texts: Sequence[str], batch_size: int = 16) -> list[Reading]:
+        """Read each text for the question at the same place, and return the most likely answers."""
+        import torch
+        from tqdm.auto import tqdm
+
+        order = runtime.few(sorted(range(len(texts)), key=lambda i: len(texts[i])))
+        found: list[Reading] = [Reading("", 0, -1.0)] * len(texts)
+        starts = range(0, len(order), batch_size)
+        for at in tqdm(starts, desc="reading", leave=False, disable=len(starts) < 20):
+            batch = order[at : at + batch_size]
+            inputs, offsets, allowed = self.encode([questions[i] for i in batch], [texts[i] for i in batch])
+            with torch.inference_mode():
+                start, end = self.log_probabilities(inputs, allowed)
+            for row, i in enumerate(batch):
+                s, e, score = best_span(start[row], end[row])
+                first, last = int(offsets[row, s, 0]), int(offsets[row, e, 1])
+                found[i] = Reading(texts[i][first:last], first, score)
+        return found
+
+
+def best_span(start, end) -> tuple[int, int, float]:
+    """Return first and last token of the most likely answer, and how much likelier it is than "not here".
+
+    start, end: (tokens,) log-probabilities, with "not here" at position 0. An answer has at most LONGEST_ANSWER tokens.
     """
-    rng, keys, pairs = random.Random(seed), sorted({row["key"] for row in rows}), []
-    for row in rows:
-        right = relevant(index.chunks, row["notebook"], row["heading"], row["key"])
-        if not right:
-            continue
-        found = index.search(row["question"], 2)
-        if not right & set(found):
-            found = [found[0], min(right)]
-        rng.shuffle(found)
-        other = false_answer(row["key"], keys, rng)
-        asked = replace_key(rag_prompt(row["question"], [index.chunks[i] for i in found]), row["key"], other)
-        if not data.contains_key(asked, row["key"]):
-            pairs.append({"question": asked, "answer": replace_key(row["answer"], row["key"], other)})
-    return pairs
+    sums = start[1:, None] + end[None, 1:]  # (first token, last token)
+    sums = sums.masked_fill(sums.new_ones(sums.shape).triu().tril(LONGEST_ANSWER - 1) == 0, -1e9)
+    place = int(sums.argmax())
+    first, last = divmod(place, sums.shape[1])
+    return first + 1, last + 1, float(sums[first, last] - start[0] - end[0])
+
+
+def untrained_ranker():
+    """Return MiniLM with a new layer of two outputs for each token, and its tokenizer."""
+    import torch
+    from transformers import AutoModelForQuestionAnswering
+
+    folder = downloads.fetch(models.EMBEDDING_MODEL)
+    torch.manual_seed(0)  # the new layer is random
+    return AutoModelForQuestionAnswering.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True
+    ), models.load_encoder()[1]
+
+
+def span_targets(offsets, allowed, texts: Sequence[str], values: Sequence[str | None]):
+    """Return first and last token of each value in its text, (rows, 2), or 0 and 0 where there is no value."""
+    import torch
+
+    rows = []
+    for row, (text, value) in enumerate(zip(texts, values, strict=True)):
+        span = value and re.search(data.whole_word(value), text)
+        inside = [
+            i for i, (a, b) in enumerate(offsets[row].tolist())
+            if i and allowed[row, i] and span and a < span.end() and b > span.start()
+        ]  # fmt: skip
+        rows.append((inside[0], inside[-1]) if inside else (0, 0))
+    return torch.tensor(rows)
+
+
+def train_ranker(
+    books: Sequence[dict], epochs: int = 2, learning_rate: float = 1e-3, rank: int = 64, batch_size: int = 16
+):
+    """Return MiniLM with an adapter (LoRA) that has learnt to read from handbooks, and its tokenizer. The loss is the mean
+    cross-entropy of first and last token; every epoch has other values in the passages (``practice``)."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from torch.nn import functional as F
+    from tqdm.auto import tqdm
+
+    model, tokenizer = untrained_ranker()
+    config = LoraConfig(
+        task_type="QUESTION_ANS", r=rank, lora_alpha=2 * rank, target_modules=["query", "key", "value", "dense"],
+        modules_to_save=["qa_outputs"],
+    )  # fmt: skip
+    ranker = Ranker(get_peft_model(model, config), tokenizer)
+    similar = similar_passages(books, Embedder())
+    rows = [practice(books, similar, seed=epoch) for epoch in range(epochs)]
+    batches = [batch for epoch, its in enumerate(rows) for batch in _of_similar_length(its, batch_size, epoch)]
+    adam = torch.optim.AdamW([p for p in ranker.model.parameters() if p.requires_grad], learning_rate, weight_decay=0.0)
+    warm = 0.06 * len(batches)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda s: min(1, (s + 1) / warm, 1 - s / len(batches)))
+    ranker.model.train()
+    for batch in tqdm(batches, desc="learning to read", mininterval=10):
+        questions, texts, values = zip(*batch, strict=True)
+        inputs, offsets, allowed = ranker.encode(questions, texts)
+        first, last = span_targets(offsets, allowed, texts, values).T
+        start, end = ranker.log_probabilities(inputs, allowed)
+        loss = (F.nll_loss(start, first) + F.nll_loss(end, last)) / 2
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(ranker.model.parameters(), 1.0)
+        adam.step()
+        schedule.step()
+        adam.zero_grad()
+    return ranker.model.eval(), tokenizer
+
+
+def _of_similar_length(rows: list, size: int, seed: int) -> list[list]:
+    """Return the rows in batches of passages of similar length, so that there is little padding; in random order."""
+    rows = sorted(rows, key=lambda row: len(row[1]) // 40)  # stable: still random among those of a length
+    batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+    random.Random(seed).shuffle(batches)
+    return batches

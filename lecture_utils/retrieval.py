@@ -1,14 +1,14 @@
 """Retrieval: from a question to the passages that answer it.
 
-Lexical search (BM25), dense search (mean-pooled MiniLM embeddings), their fusion, and reranking by query likelihood.
-Notebook 09 builds each of them by hand.
+Lexical search (BM25), dense search (mean-pooled MiniLM embeddings), and their fusion. Notebook 09 builds each of them by
+hand.
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
 
-from lecture_utils import data, evaluation, runtime
+from lecture_utils import data, runtime
 from lecture_utils.chunking import Chunk
 
 _STOP_WORDS = """a about an and are as at be been but by can could did do does for from had has have he how i if in
@@ -123,24 +123,6 @@ def reciprocal_rank_fusion(rankings: Sequence[Sequence[int]], k: int = 60) -> li
     return sorted(points, key=lambda item: -points[item])
 
 
-def query_log_likelihood(model, tokenizer, question: str, texts: Sequence[str]):
-    """Return log p(question | text) in nats per token, (texts,), by a chat model (Sachan et al. 2022)."""
-    import torch
-
-    asked = "Passage: {}\n\nWrite a question that this passage answers."
-    pairs = [{"question": asked.format(text), "answer": question} for text in texts]
-    found = evaluation.answer_log_probabilities(model, tokenizer, pairs, batch_size=5)
-    return torch.tensor([each.mean().item() for each in found])
-
-
-def idf_overlap(wanted: set[str], there: set[str], idf: dict[str, float]) -> float:
-    """Return the share of the terms ``wanted`` that are ``there``, weighted by ``idf`` (0 to 1). A term that occurs in no
-    document has the largest weight."""
-    most = max(idf.values(), default=1.0)
-    weights = {term: idf.get(term, most) for term in wanted}
-    return sum(w for term, w in weights.items() if term in there) / (sum(weights.values()) or 1.0)
-
-
 def relevant(chunks: Sequence[Chunk], notebook: str, heading: str, key: str) -> set[int]:
     """Return the positions of the chunks of a section that contain ``key``."""
     return {
@@ -148,106 +130,3 @@ def relevant(chunks: Sequence[Chunk], notebook: str, heading: str, key: str) -> 
         for i, piece in enumerate(chunks)
         if (piece.notebook, piece.heading) == (notebook, heading) and data.contains_key(piece.titled, key)
     }
-
-
-def recall_at(ranked: Sequence[int], relevant: set[int], k: int) -> float:
-    """Return 1.0 if one of the first ``k`` is relevant, else 0.0."""
-    assert relevant, "nothing could be found"
-    return float(any(item in relevant for item in ranked[:k]))
-
-
-def reciprocal_rank(ranked: Sequence[int], relevant: set[int]) -> float:
-    """Return 1 / rank of the first relevant one, 0.0 if there is none."""
-    return next((1 / rank for rank, item in enumerate(ranked, 1) if item in relevant), 0.0)
-
-
-def contrastive_loss(questions, passages, gold, temperature: float = 0.05):
-    """Return the mean of -log p(a relevant passage | question), with a softmax of cosine / temperature over all passages
-    (InfoNCE; DPR, Karpukhin et al. 2020, section 3.2).
-
-    questions: (n, width) and passages: (m, width), of length 1. gold: (n, m) bool, which passages are relevant.
-    """
-    log_p = (questions @ passages.T / temperature).log_softmax(-1)
-    return -log_p.masked_fill(~gold, float("-inf")).logsumexp(-1).mean()
-
-
-def train_query_projection(questions, passages, gold, steps: int = 150, tie: float = 0.01, learning_rate: float = 1e-3):
-    """Return a matrix (width, width) that moves question vectors towards the passages that answer them.
-
-    It starts as the identity, and ``tie`` times its squared distance from the identity is added to the contrastive loss.
-    The vectors of the passages do not change, so that their index stays valid.
-    """
-    import torch
-
-    same = torch.eye(questions.shape[1])
-    matrix = same.clone().requires_grad_()
-    adam = torch.optim.Adam([matrix], lr=learning_rate)
-    for _ in range(runtime.limited(steps, 5)):
-        turned = torch.nn.functional.normalize(questions @ matrix.T, dim=1)
-        loss = contrastive_loss(turned, passages, gold) + tie * (matrix - same).square().sum()
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-    return matrix.detach()
-
-
-class Index:
-    """Chunks that can be searched by words, by meaning, or by both.
-
-    ``matrix`` holds the vectors of the chunks, (chunks, 384). ``turn`` projects question vectors, once it is learnt.
-    """
-
-    def __init__(self, chunks: Sequence[Chunk], embed: Embedder | None = None):
-        self.chunks, self.texts = list(chunks), [piece.titled for piece in chunks]
-        self.lexical, self.embed = BM25(self.texts), embed or Embedder()
-        self.matrix = self.embed(self.texts)
-        self.terms = [set(terms(text)) for text in self.texts]
-        self.turn = None
-
-    def learn(self, questions: Sequence[str], gold: Sequence[set[int]]) -> None:
-        """Train the projection of questions on questions and the positions of their relevant chunks."""
-        import torch
-
-        kept = [i for i, good in enumerate(gold) if good]
-        mask = torch.zeros(len(kept), len(self.chunks), dtype=torch.bool)
-        for row, i in enumerate(kept):
-            mask[row, list(gold[i])] = True
-        self.turn = train_query_projection(self.embed([questions[i] for i in kept]), self.matrix, mask)
-
-    def vectors(self, questions: Sequence[str]):
-        """Return the vectors of questions, (questions, 384), projected if the projection is learnt."""
-        import torch
-
-        vectors = self.embed(questions)
-        return vectors if self.turn is None else torch.nn.functional.normalize(vectors @ self.turn.T, dim=1)
-
-    def scores(self, questions: Sequence[str]):
-        """Return BM25 scores and cosines as two lists, with one row for each question and one number for each chunk."""
-        return [self.lexical.scores(q).tolist() for q in questions], (self.vectors(questions) @ self.matrix.T).tolist()
-
-    def rankings(self, questions: Sequence[str], k: int = 50) -> dict[str, list[list[int]]]:
-        """Return for each question the best ``k`` positions by ``words``, by ``meaning``, and by ``both`` fused."""
-        words, meaning = ([ranking(row, k) for row in rows] for rows in self.scores(questions))
-        return {
-            "words": words,
-            "meaning": meaning,
-            "both": [reciprocal_rank_fusion(p)[:k] for p in zip(words, meaning, strict=True)],
-        }
-
-    def search(self, question: str, k: int = 3) -> list[int]:
-        """Return the positions of the ``k`` best chunks, with both rankings fused."""
-        return self.rankings([question])["both"][0][:k]
-
-    def answerability_features(self, questions: Sequence[str]):
-        """Return four signs that a question can be answered, (questions, 4): its best cosine without and with the learnt
-        projection, the best BM25 score, and the best idf overlap with one of the top three chunks."""
-        import torch
-
-        rows = []
-        plain = (self.embed(questions) @ self.matrix.T).amax(1).tolist()
-        for question, as_it_is, word, cosine in zip(questions, plain, *self.scores(questions), strict=True):
-            found = reciprocal_rank_fusion([ranking(word, 50), ranking(cosine, 50)])[:3]
-            asked = set(terms(question))
-            shares = [idf_overlap(asked, self.terms[i], self.lexical.idf) for i in found]
-            rows.append([as_it_is, max(cosine), max(word), max(shares, default=0.0)])
-        return torch.tensor(rows)

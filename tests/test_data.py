@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lecture_utils import chunking, data
+from lecture_utils import data
 
 SECTIONS = {"23.1", "23.1.1", "23.1.2", "23.2.1", "23.2.2", "23.2.3", "23.3", "23.3.1", "23.3.2", "23.3.3",
             "23.3.4", "23.3.5", "23.3.6", "23.4", "23.5"}  # fmt: skip
@@ -127,14 +127,6 @@ def test_the_two_sets_of_unanswerable_questions_do_not_overlap(qa):
     assert {kind: 2 * n for kind, n in kinds[0].items()} == kinds[1]
     for row in qa["unanswerable_dev"]:
         assert max(shared(row["question"], other["question"]) for other in qa["unanswerable"]) < 0.75
-
-
-def test_exact_terms_stand_in_their_query(qa):
-    rows, asked = data.exact_terms(), {row["question"].lower() for row in qa["train"] + qa["test"]}
-    assert len(rows) == len({row["id"] for row in rows}) == len({row["query"] for row in rows}) == 60
-    for row in rows:
-        assert row["term"].lower() in row["query"].lower() and row["query"].lower() not in asked
-        assert (row["notebook"], row["heading"]) in {(s.notebook, s.heading) for s in chunking.lecture()}
 
 
 def test_reviews_are_balanced_and_do_not_give_their_label_away():

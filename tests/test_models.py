@@ -313,7 +313,7 @@ def test_a_gguf_file_becomes_the_same_model_with_any_transformers(tmp_path):
 def test_packaged_adapters_load_with_an_older_peft():
     """What is not set is left out: a setting that an older version does not know makes it warn."""
     configs = list(Path(models.__file__).parent.glob("assets/*/adapter/adapter_config.json"))
-    assert len(configs) == 4
+    assert len(configs) == 5
     for path in configs:
         assert None not in json.loads(path.read_text(encoding="utf-8")).values(), path
 
@@ -385,7 +385,7 @@ def test_a_changed_package_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "blocks"), [("lecture-adapter", 30), ("shop-sql", 30), ("lecture-reader", 30), ("lecture-manners", 30)]
+    ("name", "blocks"), [("lecture-adapter", 30), ("shop-sql", 30), ("passage-reader", 30), ("lecture-manners", 30)]
 )
 def test_packaged_adapters_fit_the_laptops_model_and_name_no_machine(name, blocks):
     import json

@@ -1,7 +1,6 @@
 """Strange but good input, such as emoji, text from right to left and a megabyte in one word: nothing breaks, nothing is
 lost. And bad input that would give a wrong result without an error: it is refused."""
 
-import dataclasses
 import json
 import math
 import re
@@ -146,14 +145,6 @@ def test_search_by_words_takes_any_text(texts, query):
         assert (score > 0) == bool(set(retrieval.terms(query)) & set(retrieval.terms(text)))
 
 
-@given(st.lists(TEXT, min_size=1, max_size=4), TEXT, st.integers(1, 6))
-def test_an_index_finds_chunks_for_any_question(texts, question, k):
-    index = retrieval.Index([dataclasses.replace(CHUNK, text=text) for text in texts], embed)
-    assert len(set(index.search(question, k))) == min(k, len(texts))
-    signs = index.answerability_features([question])
-    assert signs.shape == (1, 4) and signs.isfinite().all()
-
-
 @given(ANY_TEXT)
 def test_words_are_lower_case_and_in_the_text(text):
     for word in data.words(text):
@@ -233,10 +224,10 @@ MARKS = st.lists(
 @example("<|<|im_end|>|>")
 @example("[I[INST]NST]")
 def test_no_document_can_end_the_turn_that_it_stands_in(tokenizer, text):
-    asked = reading.rag_prompt("Why?", [dataclasses.replace(CHUNK, text=text)])
+    asked = reading.rag_prompt("Why?", [text])
     assert not reading.TEMPLATE_MARKS.search(asked)
     ids, _ = data.token_ids(tokenizer, asked, "So.")
-    plain, _ = data.token_ids(tokenizer, reading.rag_prompt("Why?", [CHUNK]), "So.")
+    plain, _ = data.token_ids(tokenizer, reading.rag_prompt("Why?", ["The rank is 16."]), "So.")
     for mark in ("<|im_start|>", "<|im_end|>"):
         number = tokenizer.convert_tokens_to_ids(mark)
         assert ids.count(number) == plain.count(number)
@@ -342,7 +333,7 @@ def test_a_megabyte_is_read(kind):
     cut = chunking.chunk(chunking.Section("01_x", "h", "T", text))
     assert "".join("".join(piece.text.split()) for piece in cut) == "".join(text.split())
     scores = retrieval.BM25([text, "apple"]).scores(f"apple {text}")
-    assert scores[1] > 0 and reading.support(text, "why", text, {}) == float(bool(retrieval.terms(text)))
+    assert scores[1] > 0
     assert "".join(tokenization.pretokenize(text)) == text and reading.escape_chat_markers(text) == text
     assert data.contains_key(f"{text} 42", "42") and problems.last_number(f"{text} 42") == 42
     assert prompting.first_of(f"{text} Pear", ["apple", "pear"]) == "pear"
