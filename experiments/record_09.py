@@ -21,8 +21,7 @@ def passage_ranker() -> None:
     from lecture_utils import models, runtime
 
     runtime.quiet()
-    model, _ = reading.train_ranker(reading.handbooks("train"))
-    model.save_pretrained(WORK / "passage_ranker")
+    reading.train_ranker(reading.handbooks("train")).model.save_pretrained(WORK / "passage_ranker")
     runner.keep_adapter("passage_ranker", WORK / "passage_ranker", models.EMBEDDING_MODEL)
 
 
@@ -85,17 +84,15 @@ def readers(method: str, handbooks: int) -> dict:
 def ranker_of(handbooks: int) -> reading.Ranker:
     if handbooks == len(reading.handbooks("train")):
         return reading.Ranker.packaged()
-    model, tokenizer = reading.train_ranker(reading.handbooks("train")[:handbooks])
-    return reading.Ranker(model, tokenizer)
+    return reading.train_ranker(reading.handbooks("train")[:handbooks])
 
 
 def written(questions, texts, trained: bool) -> list[str]:
     """Return what the chat model answers: with the usual prompt, or with the adapter and its prompt."""
-    from lecture_utils import evaluation, finetuning, models, runtime
+    from lecture_utils import downloads, evaluation, finetuning, models, runtime
 
     if trained:
-        folder = runner.packaged_weights("passage_reader").parent.parent
-        model, tokenizer = finetuning.load_finetuned(folder, merge=True)
+        model, tokenizer = finetuning.load_finetuned(downloads.fetch("passage-reader"), merge=True)
         prompts = [reading.reading_prompt(q, text) for q, text in zip(questions, texts, strict=True)]
     else:
         model, tokenizer = models.load_chat_model()
@@ -165,30 +162,14 @@ class LectureSearch:
         return {"words": words, "meaning": meaning, "fused": retrieval.reciprocal_rank_fusion([words, meaning])}
 
 
-def sure(ranker: reading.Ranker):
-    """Return the logistic regression of notebook 09: from a passage's score and cosine to whether it has the answer."""
-    from sklearn.linear_model import LogisticRegression
-
-    from lecture_utils import retrieval
-
-    embed, signs, answers = retrieval.Embedder(), [], []
-    for book in reading.handbooks("dev"):
-        texts = [reading.titled(p) for p in book["passages"]]
-        for i, fact in enumerate(book["facts"][::2]):
-            question = fact["questions"][i % 2]
-            cosines = embed(texts) @ embed([question])[0]
-            found = ranker([question] * len(texts), texts)
-            signs += [(r.score, float(cosine)) for r, cosine in zip(found, cosines, strict=True)]
-            answers += [p["id"] == fact["passage"] for p in book["passages"]]
-    return LogisticRegression(C=100).fit(signs, answers)
-
-
 def lecture(candidates: int) -> dict:
     """Search the lecture, rerank the first ``candidates``, and mark the answer in the first."""
+    from sklearn.linear_model import LogisticRegression
+
     from lecture_utils import data
 
     place, ranker = LectureSearch(), reading.Ranker.packaged()
-    weigh = sure(ranker)
+    weigh = LogisticRegression(C=100).fit(*reading.rank_signs(ranker, place.embed, reading.handbooks("dev")))
     hits = {f"{name} at {k}": 0 for name in ("words", "meaning", "fused", "reranked") for k in (1, 3)}
     right = {"answers": 0, "answers from the right chunk": 0}
     for row, good in place.rows:

@@ -32,11 +32,6 @@ class Chunk(Section):
         return f"{self.notebook}#{self.heading}/{self.number}"
 
     @property
-    def link(self) -> str:
-        """Return a Markdown link to the heading for a notebook in the same folder."""
-        return f"[{self.notebook[:2]}, {self.title}]({self.notebook}.ipynb#{self.heading})"
-
-    @property
     def titled(self) -> str:
         """Return the title and the text. Both are searched, because a paragraph often does not name its own subject."""
         return f"{self.title}. {self.text}"

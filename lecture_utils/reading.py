@@ -181,6 +181,21 @@ class Ranker:
         return found
 
 
+def rank_signs(ranker: Ranker, embed: Embedder, books: Sequence[dict]) -> tuple[list[tuple[float, float]], list[bool]]:
+    """Return two signs (score, cosine) of each passage for every second fact of each handbook, and whether the passage
+    states the fact. A logistic regression learns from them how much each sign should count."""
+    signs, answers = [], []
+    for book in books:
+        texts = [titled(passage) for passage in book["passages"]]
+        for i, fact in enumerate(book["facts"][::2]):
+            question = fact["questions"][i % 2]
+            cosines = (embed(texts) @ embed([question])[0]).tolist()
+            scores = [found.score for found in ranker([question] * len(texts), texts)]
+            signs += zip(scores, cosines, strict=True)
+            answers += [passage["id"] == fact["passage"] for passage in book["passages"]]
+    return signs, answers
+
+
 def best_span(start, end) -> tuple[int, int, float]:
     """Return first and last token of the most likely answer, and how much likelier it is than "not here".
 
@@ -223,7 +238,7 @@ def span_targets(offsets, allowed, texts: Sequence[str], values: Sequence[str | 
 def train_ranker(
     books: Sequence[dict], epochs: int = 2, learning_rate: float = 1e-3, rank: int = 64, batch_size: int = 16
 ):
-    """Return MiniLM with an adapter (LoRA) that has learnt to read from handbooks, and its tokenizer. The loss is the mean
+    """Return a ranker, MiniLM with an adapter (LoRA), that has learnt to read from handbooks. The loss is the mean
     cross-entropy of first and last token; every epoch has other values in the passages (``practice``)."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -254,7 +269,8 @@ def train_ranker(
         adam.step()
         schedule.step()
         adam.zero_grad()
-    return ranker.model.eval(), tokenizer
+    ranker.model.eval()
+    return ranker
 
 
 def _of_similar_length(rows: list, size: int, seed: int) -> list[list]:
