@@ -117,7 +117,7 @@ def watermarks(model, tokenizer) -> None:
             continue
         torch.manual_seed(0)
         texts = evaluation.generate_answers(
-            model, tokenizer, asked, 200, 16, temperature=1.0, processor=lambda bias=bias: safety.Watermark(bias)
+            model, tokenizer, asked, 200, 16, temperature=1.0, processor=lambda batch, bias=bias: safety.Watermark(bias)
         )
         if bias == 2:  # both are written together: an interrupted recording makes them anew
             again = [f"Say the following in other words:\n\n{text}" for text in texts]

@@ -125,22 +125,13 @@ def lecture_qa():
 
 def reviews(split: str) -> list[dict]:
     """Return the reviews of ``pool`` (60), ``dev`` (80) or ``test`` (160): id, text, label, about, hard."""
-    return _prompting("reviews", split)
-
-
-def notices(split: str) -> list[dict]:
-    """Return the notices of ``pool`` (20), ``dev`` (30) or ``test`` (70): id, text, event, place, day, time, price."""
-    return _prompting("notices", split)
+    return [row for row in read_jsonl(ASSETS / "prompting" / "reviews.jsonl") if row["split"] == split]
 
 
 def prompts(bed: str) -> dict[str, str]:
-    """Return the prompts that notebook 10 compares on one task (``assets/prompting/prompts.toml``), by name."""
+    """Return the prompts for one task (``assets/prompting/prompts.toml``), by name."""
     beds = tomllib.loads((ASSETS / "prompting" / "prompts.toml").read_text(encoding="utf-8"))
     return choose(beds, bed, "test bed")
-
-
-def _prompting(name: str, split: str) -> list[dict]:
-    return [row for row in read_jsonl(ASSETS / "prompting" / f"{name}.jsonl") if row["split"] == split]
 
 
 def own_pairs(path: Path | str):

@@ -148,7 +148,7 @@ def complete(
 ) -> list[str]:  # fmt: skip
     """Return the model's continuation of each text: greedy, or sampled if the temperature is above 0.
 
-    processor: a function that makes a transformers ``LogitsProcessor`` for each batch.
+    processor: a function that makes a transformers ``LogitsProcessor`` for a batch, given the positions of its texts.
     """
     import torch
 
@@ -160,7 +160,7 @@ def complete(
         rows = tokenizer([texts[i] for i in batch], add_special_tokens=False)["input_ids"]
         ids, attention_mask, cache = prefill_shared_prefix(model, rows, tokenizer.pad_token_id)
         if processor:
-            how["logits_processor"] = [processor()]
+            how["logits_processor"] = [processor(batch)]
         with torch.inference_mode():
             out = model.generate(
                 input_ids=ids, attention_mask=attention_mask, past_key_values=cache, max_new_tokens=max_new_tokens,

@@ -1,7 +1,6 @@
-"""Structured output: decoding constrained by a grammar, by hand and with llguidance, and event notices as JSON."""
+"""Structured output: decoding constrained by a grammar, by hand and with llguidance."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from lecture_utils import data
 
@@ -36,25 +35,24 @@ def constrained_decode(
 
 
 class GrammarLogitsProcessor:
-    """A logits processor for ``generate`` that allows only tokens after which the text can still match a regular
-    expression, according to the compiled grammar of llguidance. Each batch needs a new processor. ``engine`` is
-    ``llguidance.hf.from_tokenizer(tokenizer)``, and ``end`` the id of the end-of-turn token."""
+    """A logits processor for ``generate`` that allows only tokens after which the text can still become one that the
+    grammar allows. Each batch needs a new processor.
 
-    def __init__(self, engine, pattern: str, end: int):
+    engine: ``llguidance.hf.from_tokenizer(tokenizer)``. grammars: a grammar of llguidance for each row of the batch. end:
+    the id of the end-of-turn token.
+    """
+
+    def __init__(self, engine, grammars: Sequence[str], end: int):
         import llguidance
 
-        # no_forcing allows every tokenization of a text, as constrained_decode does, and not only the canonical one.
-        lark = '%llguidance {"no_forcing": true}\nstart: /' + pattern.replace("/", r"\/") + "/"
-        grammar = llguidance.LLMatcher.grammar_from_lark(lark)
-        self.new_matcher, self.end = lambda: llguidance.LLMatcher(engine, grammar), end
-        self.matchers, self.read = [], 0
+        self.matchers, self.end, self.read = [llguidance.LLMatcher(engine, g) for g in grammars], end, None
 
     def __call__(self, ids, scores):
         """Return scores (rows, vocabulary) with -inf for every token that may not follow ids (rows, time)."""
         import torch
 
-        if not self.matchers:
-            self.matchers, self.read = [self.new_matcher() for _ in ids], ids.shape[1]
+        if self.read is None:
+            self.read = ids.shape[1]
         constrained = torch.full_like(scores, -torch.inf)
         for row, matcher in enumerate(self.matchers):
             if not matcher.is_stopped():
@@ -69,24 +67,10 @@ class GrammarLogitsProcessor:
         return constrained
 
 
-EVENT_FIELDS = ("event", "place", "day", "time", "price")
-_TEXT = r'"[ !#-\[\]-~]{1,50}"'  # printable ASCII without the quotation mark and the backslash
-EVENT = (  # a regular expression for the JSON of a notice
-    rf'\{{"event": {_TEXT}, "place": {_TEXT}, "day": "(Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day", '
-    r'"time": "([01][0-9]|2[0-3]):[0-5][0-9]", "price": (0|[1-9][0-9]{0,2})\}'
-)
+def regular(pattern: str) -> str:
+    """Return the grammar of llguidance for a regular expression, with every tokenization of a text allowed, as in
+    ``constrained_decode``, and not only the usual one."""
+    import llguidance
 
-
-def as_json(notice: dict) -> str:
-    """Return the fields of a notice as JSON that matches ``EVENT``."""
-    return json.dumps({field: notice[field] for field in EVENT_FIELDS})
-
-
-def fields_right(answer: str, notice: dict) -> list[bool]:
-    """Return for each of ``EVENT_FIELDS`` whether a JSON answer agrees with the notice (all False if the answer is not
-    a JSON object)."""
-    try:
-        given = json.loads(answer)
-    except (ValueError, RecursionError):
-        given = None
-    return [isinstance(given, dict) and field in given and given[field] == notice[field] for field in EVENT_FIELDS]
+    lark = '%llguidance {"no_forcing": true}\nstart: /' + pattern.replace("/", r"\/") + "/"
+    return llguidance.LLMatcher.grammar_from_lark(lark)

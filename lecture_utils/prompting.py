@@ -1,7 +1,6 @@
 """Prompts as data, and the log-probabilities of choices: notebook 10 measures with them what a prompt is worth."""
 
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,12 +69,6 @@ def choice_log_probabilities(model, tokenizer, conversations, choices: Sequence[
                 targets = torch.tensor(choice_ids[column]).expand(len(batch), -1)
                 out[batch, column] = token_log_probabilities(logits, targets).sum(1)
     return runtime.spread(out, len(conversations))
-
-
-def first_of(answer: str, choices: Sequence[str]) -> str | None:
-    """Return the choice that an answer mentions first, ignoring case, or None if it mentions none."""
-    found = re.search("|".join(f"({re.escape(choice)})" for choice in choices), answer, re.IGNORECASE)
-    return found and choices[found.lastindex - 1]
 
 
 def calibrated(scores, liking):

@@ -67,6 +67,12 @@ def handbook_questions(answerable: bool = True) -> list[dict]:
     return data.read_jsonl(FOLDER / ("handbook_questions.jsonl" if answerable else "handbook_unanswerable.jsonl"))
 
 
+def cold_questions() -> list[dict]:
+    """Return 40 questions by somebody who had seen only the handbook: question, passage, key. Of ten, passage and key are
+    None, because the handbook does not answer them. Nothing was chosen with their help."""
+    return data.read_jsonl(FOLDER / "handbook_cold.jsonl")
+
+
 def database(split: str = "test", orders: int = 40_000, seed: int = 0) -> sqlite3.Connection:
     """Return a database in memory with one table, ``orders``, that can only be read.
 

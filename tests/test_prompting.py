@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lecture_utils import data, evaluation, grammars, problems, prompting
+from lecture_utils import data, evaluation, grammars, inbox, problems, prompting
 from lecture_utils.prompting import Prompt
 
 
@@ -172,47 +172,65 @@ def test_balanced_examples_have_as_many_of_each_label():
         prompting.balanced_examples(pool, 3)
 
 
-def test_first_of_takes_the_label_said_first():
-    labels = ("positive", "negative")
-    said = ("Positive, not negative", "It's NEGATIVE.", "neither", "")
-    assert [prompting.first_of(a, labels) for a in said] == ["positive", "negative", None, None]
-
-
 def test_prompts_have_one_place_for_the_text():
-    for bed in ("dates", "reviews", "notices"):
-        for ask in data.prompts(bed).values():
-            assert Prompt(ask).messages("<here>")[0]["content"].count("<here>") == 1
+    for ask in (*data.prompts("inbox").values(), *data.prompts("dates").values()):
+        assert Prompt(ask).messages("<here>")[0]["content"].count("<here>") == 1
 
 
-NOTICE = {"event": "Quiz", "place": "Old inn", "day": "Friday", "time": "19:30", "price": 4}
+def test_messages_of_the_inbox_state_what_the_form_says():
+    rows = {split: inbox.messages(split) for split in ("pool", "dev", "test")}
+    assert {split: len(its) for split, its in rows.items()} == {"pool": 60, "dev": 60, "test": 160}
+    values = {s: {(f, r["form"][f]) for r in its for f in ("product", "city")} for s, its in rows.items()}
+    assert not (values["pool"] & values["test"] or values["dev"] & values["test"] or values["pool"] & values["dev"])
+    for its in rows.values():
+        assert sum(row["form"]["mood"] == "happy" for row in its) * 2 == len(its)
+        for row in its:
+            assert all(len(re.findall(data.whole_word(row["form"][f]), row["text"])) == 1 for f in inbox.FIELDS[:2])
+            assert row["form"]["city"] in row["text"] and "happy" not in row["text"].lower().replace(
+                row["form"]["product"], ""
+            )
+            assert 15 <= len(row["text"].split()) <= 70
 
 
-def test_events_as_json():
-    for split in ("pool", "dev", "test"):
-        for notice in data.notices(split):
-            text = grammars.as_json(notice)
-            assert re.fullmatch(grammars.EVENT, text) and grammars.fields_right(text, notice) == [True] * 5
-    whole = grammars.as_json(NOTICE)
-    for old, new in (
-        ("Friday", "Funday"),
-        ("19:30", "24:00"),
-        ("4}", "04}"),
-        ("4}", "4"),
-        ("Quiz", 'Qu"iz'),
-        ("Quiz", ""),
-    ):
-        assert not re.fullmatch(grammars.EVENT, whole.replace(old, new))
-    assert grammars.fields_right(whole.replace("Friday", "Monday"), NOTICE) == [True, True, False, True, True]
-    assert grammars.fields_right('{"price": "4", "event": "Quiz"}', NOTICE) == [True, False, False, False, False]
-    for no_object in ("", "[1]", "4", "{", "null", "NaN"):
-        assert not any(grammars.fields_right(no_object, NOTICE))
+WHOLE = json.dumps({"order": "48213", "product": "oak table", "city": "Ghent", "mood": "happy"})
+
+
+def test_forms_as_json():
+    form = json.loads(WHOLE)
+    assert re.fullmatch(inbox.FORM, WHOLE) and inbox.fields_right(WHOLE, form) == [True] * 4
+    for row in inbox.messages("dev"):
+        assert re.fullmatch(inbox.FORM, json.dumps(row["form"]))
+    for old, new in (("48213", "4821"), ("happy", "glad"), ("Ghent", 'Gh"ent'), ("oak table", ""), ('"}', '"')):
+        assert not re.fullmatch(inbox.FORM, WHOLE.replace(old, new))
+    assert inbox.fields_right(WHOLE.replace("Ghent", "GHENT").replace("48213", "48214"), form) == [False] + [True] * 3
+    for no_form in ("", "[1]", "{", "null", '{"order": "48213"}', WHOLE[:-1] + ', "more": 1}'):
+        assert not any(inbox.fields_right(no_form, form))
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_the_schema_and_the_copying_grammar_allow_the_right_form_and_no_other_text(tokenizer, copied):
+    llguidance = pytest.importorskip("llguidance")
+    text = 'The "oak table" of order 48213 came to Ghent.'
+    (matcher,) = inbox.processor(tokenizer, [text] if copied else None)([0]).matchers
+    allowed = {
+        WHOLE: True,
+        WHOLE.replace("oak table", "elm table"): not copied,
+        WHOLE.replace("48213", "482"): False,
+        WHOLE.replace("happy", "glad"): False,
+        "Here is the form": False,
+    }
+    for answer, may in allowed.items():
+        matcher.reset()
+        ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        assert (matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()) == may, answer
+    assert llguidance
 
 
 def test_whatever_the_model_prefers_constrained_decoding_is_valid_json(tiny, tokenizer):
     """By hand and by llguidance alike, also where the model's preferences are noise."""
     hf = pytest.importorskip("llguidance.hf")
     regex = pytest.importorskip("regex")
-    allowed, engine = regex.compile(grammars.EVENT), hf.from_tokenizer(tokenizer)
+    allowed, engine = regex.compile(inbox.FORM), hf.from_tokenizer(tokenizer)
     torch.manual_seed(0)
 
     class Noisy(torch.nn.Module):  # another taste at each position, the same for both
@@ -222,21 +240,24 @@ def test_whatever_the_model_prefers_constrained_decoding_is_valid_json(tiny, tok
             length = (past_key_values or 0) + input_ids.shape[1]
             return SimpleNamespace(logits=self.taste[length % 400].view(1, 1, -1), past_key_values=length)
 
-    noisy, asked = Noisy(), data.chat("Which event?")
+    noisy, asked = Noisy(), data.chat("Which order?")
     ours = grammars.constrained_decode(
         noisy, tokenizer, asked, lambda t: allowed.fullmatch(t, partial=True) is not None,
         lambda t: allowed.fullmatch(t) is not None, max_new_tokens=200,
     )  # fmt: skip
     json.loads(ours)
-    held = grammars.GrammarLogitsProcessor(engine, grammars.EVENT, tokenizer.eos_token_id)
+    held = grammars.GrammarLogitsProcessor(engine, [grammars.regular(inbox.FORM)], tokenizer.eos_token_id)
     ids = tokenizer(data.render(tokenizer, asked)[0], add_special_tokens=False, return_tensors="pt")["input_ids"]
     start = ids.shape[1]
     while ids[0, -1] != tokenizer.eos_token_id or ids.shape[1] == start:
         token = held(ids, noisy(ids).logits[:, -1]).argmax(-1, keepdim=True)
         ids = torch.cat((ids, token), 1)
     theirs = tokenizer.decode(ids[0, start:-1])
-    assert re.fullmatch(grammars.EVENT, theirs) and json.loads(theirs)
+    assert re.fullmatch(inbox.FORM, theirs) and json.loads(theirs)
     assert theirs == ours
+
+
+PATTERN = "(no|yes, [a-z]{3,9}) [0-9]{2}"
 
 
 def test_held_rows_end_apart_and_generate_goes_on(tiny, tokenizer):
@@ -249,19 +270,19 @@ def test_held_rows_end_apart_and_generate_goes_on(tiny, tokenizer):
         asked,
         40,
         2,
-        processor=lambda: grammars.GrammarLogitsProcessor(
-            engine, "(no|yes, [a-z]{3,9}) [0-9]{2}", tokenizer.eos_token_id
+        processor=lambda batch: grammars.GrammarLogitsProcessor(
+            engine, [grammars.regular(PATTERN)] * len(batch), tokenizer.eos_token_id
         ),
     )
-    assert all(re.fullmatch("(no|yes, [a-z]{3,9}) [0-9]{2}", text) for text in said)
+    assert all(re.fullmatch(PATTERN, text) for text in said)
     alone = [
         evaluation.generate_answers(
             tiny,
             tokenizer,
             [q],
             40,
-            processor=lambda: grammars.GrammarLogitsProcessor(
-                engine, "(no|yes, [a-z]{3,9}) [0-9]{2}", tokenizer.eos_token_id
+            processor=lambda batch: grammars.GrammarLogitsProcessor(
+                engine, [grammars.regular(PATTERN)], tokenizer.eos_token_id
             ),
         )[0]
         for q in asked

@@ -23,7 +23,7 @@ from lecture_utils import (
     family,
     feedback,
     generation,
-    grammars,
+    inbox,
     memory,
     models,
     multimodal,
@@ -253,10 +253,8 @@ def test_rankings_come_back_from_their_file_as_they_were(tmp_path, prompt, answe
 @given(ANY_TEXT)
 def test_what_a_model_wrote_is_judged_whatever_it_is(text):
     assert feedback.manner(text) in ("polite", "rude", "rambling")
-    assert grammars.fields_right(text, {}) == [False] * 5
+    assert not any(inbox.fields_right(text, dict.fromkeys(inbox.FIELDS, "kettle")))
     assert problems.last_number(text) is None or re.search(r"\d", text)
-    found = prompting.first_of(text, ["s", "ß", "(", "apple"])
-    assert (found is None) == (re.search(r"s|ß|\(|apple", text, re.IGNORECASE) is None)
 
 
 @given(st.one_of(ANY_TEXT, st.text("0123456789.+-*/() e_j", max_size=30)))
@@ -336,7 +334,6 @@ def test_a_megabyte_is_read(kind):
     assert scores[1] > 0
     assert "".join(tokenization.pretokenize(text)) == text and reading.escape_chat_markers(text) == text
     assert data.contains_key(f"{text} 42", "42") and problems.last_number(f"{text} 42") == 42
-    assert prompting.first_of(f"{text} Pear", ["apple", "pear"]) == "pear"
     assert feedback.manner(text) == "rambling"
     assert len(plotting.table([{"a": text}]).data) > len(text)
 
@@ -391,7 +388,7 @@ def test_a_model_gone_wrong_shows_no_memorization(tiny, tokenizer):
         (lambda name: memory.weight_bytes(SHAPE, name), "nf4"),
         (lambda name: recipes.get_recipe(name), "laptop"),
         (lambda name: data.recorded(name), "06_peaks"),
-        (lambda name: data.prompts(name), "dates"),
+        (lambda name: data.prompts(name), "inbox"),
         (lambda name: family.adapt(None, name), "LoRA"),
         (lambda name: vector_search.vector_index(name, torch.ones(4, 2)), "HNSW"),
     ],
