@@ -1,4 +1,4 @@
-"""Reproduce what notebook 09 needs: `make record NB=09`, about three hours on two cores, which can be interrupted.
+"""Reproduce what notebook 09 needs: `make record NB=09`, about four hours on two cores, which can be interrupted.
 
 First the adapters, unless they are there: `passage-ranker`, with which MiniLM marks the answer in a passage,
 `passage-reader`, with which the chat model reads a passage, and `lecture-adapter`, which has learnt the lecture's 1,260
@@ -63,7 +63,8 @@ def questions() -> list[tuple[int, str, str, str]]:
 
 
 def readers(method: str, handbooks: int) -> dict:
-    """What each reader answers if it gets the right passage, by phrasing."""
+    """What each reader answers if it gets the right passage, by phrasing. (The CSV also has an earlier reader that writes, of
+    the 108 handbooks that were written first.)"""
     from lecture_utils import data, retrieval
 
     texts = {p["id"]: reading.titled(p) for p in shop.handbook()}
