@@ -252,16 +252,18 @@ class Shop:
         self.reader, self.tokenizer = finetuning.load_finetuned(downloads.fetch("passage-reader"), merge=True)
         runtime.use_eager_attention_on_cpu(self.reader)
 
-    def candidates(self, question: str, count: int = 10) -> tuple[list[int], list[int]]:
-        """Return the passages of the fused search, and the same after reranking."""
+    def candidates(self, question: str, count: int = 10) -> dict[str, list[int]]:
+        """Return the passages of the fused search, and the same sorted by cosine, by score, and by both."""
         from lecture_utils import retrieval
 
         cosines = self.vectors @ self.embed([question])[0]
         both = [retrieval.ranking(self.words.scores(question)), retrieval.ranking(cosines)]
         found = retrieval.reciprocal_rank_fusion(both)[:count]
         readings = self.ranker([question] * count, [self.texts[i] for i in found])
-        signs = [r.score + COSINE_COUNTS * float(cosines[i]) for r, i in zip(readings, found, strict=True)]
-        return found, [found[i] for i in retrieval.ranking(signs)]
+        cosine, score = [float(cosines[i]) for i in found], [r.score for r in readings]
+        both = [s + COSINE_COUNTS * c for s, c in zip(score, cosine, strict=True)]
+        signs = {"cosine": cosine, "score": score, "both": both}
+        return {"search": found} | {n: [found[i] for i in retrieval.ranking(x)] for n, x in signs.items()}
 
     def read(self, questions: list[str], places: list[int]) -> list[str]:
         from lecture_utils import evaluation
@@ -270,37 +272,52 @@ class Shop:
         return evaluation.generate_answers(self.reader, self.tokenizer, prompts, max_new_tokens=16, batch_size=8)
 
 
-def system(asked: str) -> dict:
-    """Ask one kind of question: what is found first before and after reranking, and what is answered."""
-    from lecture_utils import data, evaluation
-
+def asked_for(asked: str) -> list[tuple[str, str | None, str | None]]:
+    """Return (question, key, passage id) of one kind of question."""
+    if asked == "all":
+        return [(q, key, name) for _, q, key, name in questions()]
     if asked in PHRASINGS:
-        rows = [(q, key, name) for k, q, key, name in questions() if PHRASINGS[k] == asked]
-    elif asked == "unanswerable":
-        rows = [(row["question"], None, None) for row in shop.handbook_questions(answerable=False)]
-    else:  # written by somebody who had seen only the handbook
-        cold = [(row["question"], row["key"], row["passage"]) for row in shop.cold_questions()]
-        rows = [row for row in cold if (row[1] is None) == (asked == "cold, unanswerable")]
-    place, started = Shop(), time.monotonic()
-    found = [place.candidates(q) for q, *_ in rows]
+        return [(q, key, name) for k, q, key, name in questions() if PHRASINGS[k] == asked]
+    if asked == "unanswerable":
+        return [(row["question"], None, None) for row in shop.handbook_questions(answerable=False)]
+    # written by somebody who had seen only the handbook
+    cold = [(row["question"], row["key"], row["passage"]) for row in shop.cold_questions()]
+    return [row for row in cold if (row[1] is None) == (asked == "cold, unanswerable")]
+
+
+def ranks(asked: str) -> dict:
+    """How often the right passage comes first: after the search, and among its ten sorted by each sign and by both."""
+    from lecture_utils import evaluation
+
+    rows, place = asked_for(asked), Shop()
+    ids, first = [p["id"] for p in place.handbook], {}
+    for q, _, name in rows:
+        for sign, order in place.candidates(q).items():
+            first.setdefault(sign, []).append(ids[order[0]] == name)
+    gap, low, high = evaluation.paired_bootstrap(first["both"], first["search"])
+    counts = {sign: sum(hits) for sign, hits in first.items()}
+    return {"of": len(rows), **counts, "gain": f"{gap:+.0%} ({low:+.0%} to {high:+.0%})"}
+
+
+def system(asked: str) -> dict:
+    """Ask one kind of question: what is answered, and how long it takes."""
+    from lecture_utils import data
+
+    rows, place, started = asked_for(asked), Shop(), time.monotonic()
+    found = [place.candidates(q)["both"] for q, *_ in rows]
     searching = time.monotonic() - started
-    sources = [again[0] for _, again in found]
+    sources = [order[0] for order in found]
     said = place.read([q for q, *_ in rows], sources)
     for i in [i for i, answer in enumerate(said) if answer == reading.NOT_STATED]:
-        sources[i] = found[i][1][1]
+        sources[i] = found[i][1]
         (said[i],) = place.read([rows[i][0]], [sources[i]])
     reader = time.monotonic() - started - searching
     ids = [p["id"] for p in place.handbook]
-    first, again = ([ids[order[k][0]] == name for order, (_, _, name) in zip(found, rows, strict=True)] for k in (0, 1))
-    row = {"of": len(rows), "searched first": "", "reranked first": "", "difference": "", "right": "", "its source": ""}
+    row = {"of": len(rows), "right": "", "its source": ""}
     if rows[0][1]:
-        gap, low, high = evaluation.paired_bootstrap(again, first)
         right = [data.contains_key(answer, key) for answer, (_, key, _) in zip(said, rows, strict=True)]
         named = [r and ids[i] == name for r, i, (_, _, name) in zip(right, sources, rows, strict=True)]
-        row |= {
-            "searched first": sum(first), "reranked first": sum(again),
-            "difference": f"{gap:+.0%} ({low:+.0%} to {high:+.0%})", "right": sum(right), "its source": sum(named),
-        }  # fmt: skip
+        row |= {"right": sum(right), "its source": sum(named)}
     declined = sum(answer == reading.NOT_STATED for answer in said)
     each = {"seconds to search": searching / len(rows), "seconds to read": reader / len(rows)}
     return {**row, "declined": declined, **{name: f"{seconds:.2f}" for name, seconds in each.items()}}
@@ -449,6 +466,7 @@ def main() -> None:
     ways = ("the question itself", "rewritten question", "hypothetical passage")
     runner.run("09_rewriting", [{"way": way} for way in ways], rewriting)
     kinds = (*PHRASINGS, "unanswerable", "cold", "cold, unanswerable")
+    runner.run("09_ranks", [{"asked": kind} for kind in (*PHRASINGS, "all", "cold")], ranks)
     runner.run("09_system", [{"asked": kind} for kind in kinds], system)
     runner.run("09_injection", [{"defence": name} for name in DEFENCES], injection)
     million()

@@ -350,3 +350,35 @@ def test_training_lowers_the_loss_and_leaves_the_encoder_alone(monkeypatch):
     name = "bert.encoder.layer.0.attention.self.query"
     after = trained.model.get_submodule(f"base_model.model.{name}.base_layer").weight
     assert torch.equal(after, before.get_submodule(name).weight)
+
+
+def test_qdrant_finds_what_the_matrix_finds_and_follows_changes(tmp_path):
+    """What notebook 09 relies on: cosines, replacement of a point, deletion, a filter, and a restart."""
+    qdrant_client = pytest.importorskip("qdrant_client")
+    from qdrant_client import models as q
+
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(20, 8, generator=generator), dim=1)
+    client = qdrant_client.QdrantClient(path=str(tmp_path))
+    client.create_collection("c", vectors_config=q.VectorParams(size=8, distance=q.Distance.COSINE))
+
+    def put(places, kind):
+        points = [q.PointStruct(id=i, vector=vectors[i].tolist(), payload={"kind": kind}) for i in places]
+        client.upsert("c", points)
+
+    def found(vector, only=None):
+        return [p.id for p in client.query_points("c", query=vector.tolist(), limit=20, query_filter=only).points]
+
+    put(range(20), "old")
+    asked = torch.randn(8, generator=generator)
+    assert found(asked) == retrieval.ranking(vectors @ asked)
+    client.close()
+    client = qdrant_client.QdrantClient(path=str(tmp_path))
+    vectors[3] = torch.nn.functional.normalize(asked, dim=0)
+    put([3], "new")
+    assert found(asked)[0] == 3 and client.count("c").count == 20
+    only = q.Filter(must=[q.FieldCondition(key="kind", match=q.MatchValue(value="new"))])
+    assert found(asked, only) == [3]
+    client.delete("c", points_selector=[3])
+    assert 3 not in found(asked) and len(found(asked)) == 19
+    client.close()
