@@ -147,55 +147,74 @@ def lecture_rows(chunks) -> list[tuple[dict, set[int]]]:
     return [(row, good) for row, good in found if good]
 
 
-class LectureSearch:
-    """The lecture's text in chunks, both searches, and their fusion."""
+COSINE_COUNTS = 20  # a cosine counts so many times as much as a score; chosen on the handbooks of "dev"
 
-    def __init__(self, size: int = 80, overlap: int = 20):
-        from lecture_utils import chunking, retrieval
 
-        self.chunks = chunking.corpus(size, overlap)
-        self.texts = [piece.titled for piece in self.chunks]
-        self.words, self.embed = retrieval.BM25(self.texts), retrieval.Embedder()
-        self.vectors = self.embed(self.texts)
-        self.rows = lecture_rows(self.chunks)
+class Search:
+    """Texts with the search by words, the search by meaning, their fusion, and the reranker. ``depth``: how many of each
+    search are fused (all, if None)."""
+
+    def __init__(self, texts: list[str], depth: int | None = None):
+        from lecture_utils import retrieval
+
+        self.texts, self.depth = texts, depth
+        self.words, self.embed = retrieval.BM25(texts), retrieval.Embedder()
+        self.vectors, self.ranker = self.embed(texts), reading.Ranker.packaged()
 
     def rankings(self, question: str) -> dict[str, list[int]]:
         from lecture_utils import retrieval
 
-        words = retrieval.ranking(self.words.scores(question), 50)
-        meaning = retrieval.ranking(self.vectors @ self.embed([question])[0], 50)
+        words = retrieval.ranking(self.words.scores(question), self.depth)
+        meaning = retrieval.ranking(self.vectors @ self.embed([question])[0], self.depth)
         return {"words": words, "meaning": meaning, "fused": retrieval.reciprocal_rank_fusion([words, meaning])}
+
+    def reranked(self, question: str, found: list[int]) -> tuple[dict[str, list[int]], dict[int, str]]:
+        """Return the texts of ``found`` sorted by cosine, by score and by both, and what is marked in each of them."""
+        from lecture_utils import retrieval
+
+        readings = self.ranker([question] * len(found), [self.texts[i] for i in found])
+        cosine = (self.vectors[found] @ self.embed([question])[0]).tolist()
+        score = [r.score for r in readings]
+        both = [s + COSINE_COUNTS * c for s, c in zip(score, cosine, strict=True)]
+        signs = {"cosine": cosine, "score": score, "both": both}
+        orders = {name: [found[i] for i in retrieval.ranking(sign)] for name, sign in signs.items()}
+        return orders, {i: r.answer for i, r in zip(found, readings, strict=True)}
+
+
+def lecture_search(size: int = 80, overlap: int = 20) -> tuple[Search, list[tuple[dict, set[int]]]]:
+    """Return a search in the lecture's text, cut into chunks, and the questions with the places of their right chunks."""
+    from lecture_utils import chunking
+
+    chunks = chunking.corpus(size, overlap)
+    return Search([piece.titled for piece in chunks], depth=50), lecture_rows(chunks)
 
 
 def lecture(candidates: int) -> dict:
     """Search the lecture, rerank the first ``candidates``, and mark the answer in the first."""
-    from lecture_utils import data, retrieval
+    from lecture_utils import data
 
-    place, ranker = LectureSearch(), reading.Ranker.packaged()
+    place, rows = lecture_search()
     hits = {f"{name} at {k}": 0 for name in ("words", "meaning", "fused", "reranked") for k in (1, 3)}
     right = {"answers": 0, "answers from the right chunk": 0}
-    for row, good in place.rows:
+    for row, good in rows:
         orders = place.rankings(row["question"])
-        pool = orders["fused"][:candidates]
-        found = ranker([row["question"]] * len(pool), [place.texts[i] for i in pool])
-        cosines = (place.vectors[pool] @ place.embed([row["question"]])[0]).tolist()
-        again = retrieval.ranking([r.score + COSINE_COUNTS * c for r, c in zip(found, cosines, strict=True)])
-        orders["reranked"] = [pool[i] for i in again]
+        again, marked = place.reranked(row["question"], orders["fused"][:candidates])
+        orders["reranked"] = again["both"]
         for name, order in orders.items():
             for k in (1, 3):
                 hits[f"{name} at {k}"] += bool(good & set(order[:k]))
-        right["answers"] += data.contains_key(found[again[0]].answer, row["key"])
-        (given,) = ranker([row["question"]], [place.texts[min(good)]])
+        right["answers"] += data.contains_key(marked[again["both"][0]], row["key"])
+        (given,) = place.ranker([row["question"]], [place.texts[min(good)]])
         right["answers from the right chunk"] += data.contains_key(given.answer, row["key"])
-    return {"questions": len(place.rows), "chunks": len(place.chunks), **hits, **right}
+    return {"questions": len(rows), "chunks": len(place.texts), **hits, **right}
 
 
 def chunks(words: int, overlap: int) -> dict:
     """Chunks of different lengths, of which so many are taken that always 480 words are read."""
-    place = LectureSearch(words, overlap)
+    place, rows = lecture_search(words, overlap)
     k = 480 // words
-    hits = sum(bool(good & set(place.rankings(row["question"])["fused"][:k])) for row, good in place.rows)
-    return {"chunks": len(place.chunks), "taken": k, "questions": len(place.rows), "found": hits}
+    hits = sum(bool(good & set(place.rankings(row["question"])["fused"][:k])) for row, good in rows)
+    return {"chunks": len(place.texts), "taken": k, "questions": len(rows), "found": hits}
 
 
 def rewriting(way: str) -> dict:
@@ -236,40 +255,11 @@ def rewriting(way: str) -> dict:
 
 # --- the whole system: search, rerank, read, as in the notebook
 
-COSINE_COUNTS = 20  # a cosine counts so many times as much as a score; chosen on the handbooks of "dev"
 
-
-class Shop:
-    """The shop's handbook with both searches, the reranker and the reader."""
-
-    def __init__(self):
-        from lecture_utils import downloads, finetuning, retrieval, runtime
-
-        self.handbook = shop.handbook()
-        self.texts = [reading.titled(p) for p in self.handbook]
-        self.words, self.embed = retrieval.BM25(self.texts), retrieval.Embedder()
-        self.vectors, self.ranker = self.embed(self.texts), reading.Ranker.packaged()
-        self.reader, self.tokenizer = finetuning.load_finetuned(downloads.fetch("passage-reader"), merge=True)
-        runtime.use_eager_attention_on_cpu(self.reader)
-
-    def candidates(self, question: str, count: int = 10) -> dict[str, list[int]]:
-        """Return the passages of the fused search, and the same sorted by cosine, by score, and by both."""
-        from lecture_utils import retrieval
-
-        cosines = self.vectors @ self.embed([question])[0]
-        both = [retrieval.ranking(self.words.scores(question)), retrieval.ranking(cosines)]
-        found = retrieval.reciprocal_rank_fusion(both)[:count]
-        readings = self.ranker([question] * count, [self.texts[i] for i in found])
-        cosine, score = [float(cosines[i]) for i in found], [r.score for r in readings]
-        both = [s + COSINE_COUNTS * c for s, c in zip(score, cosine, strict=True)]
-        signs = {"cosine": cosine, "score": score, "both": both}
-        return {"search": found} | {n: [found[i] for i in retrieval.ranking(x)] for n, x in signs.items()}
-
-    def read(self, questions: list[str], places: list[int]) -> list[str]:
-        from lecture_utils import evaluation
-
-        prompts = [reading.reading_prompt(q, self.texts[i]) for q, i in zip(questions, places, strict=True)]
-        return evaluation.generate_answers(self.reader, self.tokenizer, prompts, max_new_tokens=16, batch_size=8)
+def shop_search() -> tuple[Search, list[str]]:
+    """Return a search in the shop's handbook, and the ids of its passages."""
+    handbook = shop.handbook()
+    return Search([reading.titled(p) for p in handbook]), [p["id"] for p in handbook]
 
 
 def asked_for(asked: str) -> list[tuple[str, str | None, str | None]]:
@@ -289,10 +279,10 @@ def ranks(asked: str) -> dict:
     """How often the right passage comes first: after the search, and among its ten sorted by each sign and by both."""
     from lecture_utils import evaluation
 
-    rows, place = asked_for(asked), Shop()
-    ids, first = [p["id"] for p in place.handbook], {}
+    (place, ids), rows, first = shop_search(), asked_for(asked), {}
     for q, _, name in rows:
-        for sign, order in place.candidates(q).items():
+        found = place.rankings(q)["fused"][:10]
+        for sign, order in ({"search": found} | place.reranked(q, found)[0]).items():
             first.setdefault(sign, []).append(ids[order[0]] == name)
     gap, low, high = evaluation.paired_bootstrap(first["both"], first["search"])
     counts = {sign: sum(hits) for sign, hits in first.items()}
@@ -301,25 +291,32 @@ def ranks(asked: str) -> dict:
 
 def system(asked: str) -> dict:
     """Ask one kind of question: what is answered, and how long it takes."""
-    from lecture_utils import data
+    from lecture_utils import data, downloads, evaluation, finetuning, runtime
 
-    rows, place, started = asked_for(asked), Shop(), time.monotonic()
-    found = [place.candidates(q)["both"] for q, *_ in rows]
+    (place, ids), rows = shop_search(), asked_for(asked)
+    reader, tokenizer = finetuning.load_finetuned(downloads.fetch("passage-reader"), merge=True)
+    runtime.use_eager_attention_on_cpu(reader)
+
+    def read(asked: list[str], places: list[int]) -> list[str]:
+        prompts = [reading.reading_prompt(q, place.texts[i]) for q, i in zip(asked, places, strict=True)]
+        return evaluation.generate_answers(reader, tokenizer, prompts, max_new_tokens=16, batch_size=8)
+
+    started = time.monotonic()
+    found = [place.reranked(q, place.rankings(q)["fused"][:10])[0]["both"] for q, *_ in rows]
     searching = time.monotonic() - started
     sources = [order[0] for order in found]
-    said = place.read([q for q, *_ in rows], sources)
+    said = read([q for q, *_ in rows], sources)
     for i in [i for i, answer in enumerate(said) if answer == reading.NOT_STATED]:
         sources[i] = found[i][1]
-        (said[i],) = place.read([rows[i][0]], [sources[i]])
-    reader = time.monotonic() - started - searching
-    ids = [p["id"] for p in place.handbook]
+        (said[i],) = read([rows[i][0]], [sources[i]])
+    reading_s = time.monotonic() - started - searching
     row = {"of": len(rows), "right": "", "its source": ""}
     if rows[0][1]:
         right = [data.contains_key(answer, key) for answer, (_, key, _) in zip(said, rows, strict=True)]
         named = [r and ids[i] == name for r, i, (_, _, name) in zip(right, sources, rows, strict=True)]
         row |= {"right": sum(right), "its source": sum(named)}
     declined = sum(answer == reading.NOT_STATED for answer in said)
-    each = {"seconds to search": searching / len(rows), "seconds to read": reader / len(rows)}
+    each = {"seconds to search": searching / len(rows), "seconds to read": reading_s / len(rows)}
     return {**row, "declined": declined, **{name: f"{seconds:.2f}" for name, seconds in each.items()}}
 
 
@@ -334,9 +331,9 @@ ATTACKS = {
 }
 
 
-def poisoned() -> list[tuple[str, str, str]]:
-    """Return 40 cases (attack, question, passage with the order at its end). The passage is the first one that the search
-    by meaning finds, in a handbook that contains the order."""
+def poisoned() -> list[tuple[str, str, str, bool]]:
+    """Return 40 cases: attack, question, passage with the order at its end, and whether the search by meaning finds this
+    passage first."""
     from lecture_utils import retrieval
 
     embed, cases = retrieval.Embedder(), []
@@ -353,7 +350,7 @@ def poisoned() -> list[tuple[str, str, str]]:
 
 
 DEFENCES = (
-    "none", "question last", "no special tokens", "markers broken up", "passage marked as data", "all of them", "trained reader", "encoder that marks",
+    "none", "question last", "no special tokens", "markers broken up", "passage marked as data", "all of them", "trained reader", "reranker's mark",
 )  # fmt: skip
 
 
@@ -362,7 +359,7 @@ def injection(defence: str) -> dict:
     from lecture_utils import data, models, runtime
 
     cases, keys = poisoned(), [row["key"] for row in shop.handbook_questions()[::16]] * len(ATTACKS)
-    if defence == "encoder that marks":
+    if defence == "reranker's mark":
         reader = reading.Ranker.packaged()
         said = [r.answer for r in reader([q for _, q, _, _ in cases], [text for *_, text, _ in cases])]
     elif defence == "trained reader":
@@ -421,7 +418,7 @@ def million() -> None:
 
     from lecture_utils import data
 
-    place = LectureSearch()
+    place, _ = lecture_search()
     around = torch.cat((place.vectors, place.embed([r["question"] for r in data.lecture_qa()["train"]])))
     vectors, asked = (vector_search.clustered_vectors(around, n, seed) for n, seed in ((1_000_000, 0), (200, 1)))
     truth, rows = None, []

@@ -54,31 +54,31 @@ class Inbox:
         self.test, self.dev = inbox.messages("test")[:80], inbox.messages("dev")
         self.done = {(row["bed"], row["setting"], row["draw"]) for row in runner.done("10_inbox")}
 
-    def ask(self, bed: str, setting: str, prompt, draw: int = 0, kind: str = "form", rows=None) -> list[str]:
-        """Return the answers if they had to be made. kind: ``free``, ``form`` (held by the schema) or ``copy`` (article and
+    def ask(self, bed: str, setting: str, prompt, draw: int = 0, kind: str = "form", rows=None) -> None:
+        """Ask for the forms, unless this has been done. kind: ``free``, ``form`` (held by the schema) or ``copy`` (article and
         city are copied from the message)."""
         if (bed, setting, draw) in self.done:
-            return []
+            return
         rows = rows or self.test
         texts = [row["text"] for row in rows]
         held = None if kind == "free" else inbox.processor(self.room.tokenizer, texts if kind == "copy" else None)
         said = self.room.answers(prompt, texts, 60, processor=held)
         self.add(bed, setting, draw, said, rows)
-        return said
 
     def add(self, bed: str, setting: str, draw: int, said: list[str], rows) -> None:
         right = [inbox.fields_right(answer, row["form"]) for answer, row in zip(said, rows, strict=True)]
         self.marks(bed, setting, draw, [inbox.form_of(answer) is not None for answer in said], right, said[0])
 
-    def marks(self, bed, setting, draw, valid, right, example) -> None:
-        """Add a row: x or . for each message, whether it is a form, and four letters for its fields."""
-        letters = [" ".join("".join("x" if r else "." for r in marks) for marks in right)]
+    def marks(self, bed, setting, draw, counted, right, example) -> None:
+        """Add a row: how many answers are ``counted`` (those that are forms, or those that an attack succeeded with), and x
+        or . for each field of each message."""
+        letters = " ".join("".join("x" if r else "." for r in marks) for marks in right)
         runner.add("10_inbox", {
-            "bed": bed, "setting": setting, "draw": draw, "forms": sum(valid), "right": letters[0], "example": example,
+            "bed": bed, "setting": setting, "draw": draw, "counted": sum(counted), "right": letters, "example": example,
         })  # fmt: skip
         self.done.add((bed, setting, draw))
-        total = letters[0].count("x")
-        print(f"{bed}: {setting} {draw}: {sum(valid)} forms, {total} fields of {4 * len(right)}", flush=True)
+        total, fields = letters.count("x"), sum(map(len, right))
+        print(f"{bed}: {setting} {draw}: {sum(counted)} counted, {total} of {fields} fields", flush=True)
 
     def shown(self, count: int, draw: int, name: str = "clear"):
         return prompting.Prompt(self.asks[name], shots=inbox.examples(count, draw))

@@ -8,21 +8,16 @@ from lecture_utils import data, shop
 
 FIELDS = ("order", "product", "city", "mood")
 MOODS = ("happy", "unhappy")
-_WORDS = {"type": "string", "pattern": "^[A-Za-z' -]{2,40}$"}
+_ORDER, _WORDS = "[0-9]{5}", "[A-Za-z' -]{2,40}"  # regular expressions of a value
+_VALUES = {"order": _ORDER, "product": _WORDS, "city": _WORDS, "mood": f"({'|'.join(MOODS)})"}
 SCHEMA = {  # a JSON Schema of the form
     "type": "object",
-    "properties": {
-        "order": {"type": "string", "pattern": "^[0-9]{5}$"},
-        "product": _WORDS,
-        "city": _WORDS,
-        "mood": {"enum": list(MOODS)},
-    },
+    "properties": {field: {"type": "string", "pattern": f"^{_VALUES[field]}$"} for field in FIELDS[:3]}
+    | {"mood": {"enum": list(MOODS)}},
     "required": list(FIELDS),
     "additionalProperties": False,
 }
-FORM = (  # the same as a regular expression
-    r'\{"order": "[0-9]{5}", "product": "[A-Za-z\' -]{2,40}", "city": "[A-Za-z\' -]{2,40}", "mood": "(happy|unhappy)"\}'
-)
+FORM = r"\{" + ", ".join(f'"{field}": "{value}"' for field, value in _VALUES.items()) + r"\}"  # the same as a pattern
 
 WRONG = "99999"  # the order number that an attacker wants to stand in the form
 ATTACKS = {  # what the attacker writes at the end of a message
@@ -74,11 +69,10 @@ def fields_right(answer: str, form: dict) -> list[bool]:
 
 def copies(text: str) -> str:
     """Return a grammar of llguidance for the form, in which article and city can only be copied from a message."""
-    words = json.dumps(text)
     return (
         'start: "{\\"order\\": \\"" ORDER "\\", \\"product\\": \\"" WORDS "\\", \\"city\\": \\"" WORDS "\\", '
-        '\\"mood\\": \\"" MOOD "\\"}"\nORDER: /[0-9]{5}/\nMOOD: "happy" | "unhappy"\n'
-        f'WORDS: /[A-Za-z\' -]{{2,40}}/ & SPAN\nSPAN: %regex {{"substring_words": {words}}}'
+        f'\\"mood\\": \\"" MOOD "\\"}}"\nORDER: /{_ORDER}/\nMOOD: /{_VALUES["mood"]}/\n'
+        f'WORDS: /{_WORDS}/ & SPAN\nSPAN: %regex {{"substring_words": {json.dumps(text)}}}'
     )
 
 
