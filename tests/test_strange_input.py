@@ -65,7 +65,7 @@ CONFIG = transformer.LlamaConfig(16, 8, 16, 1, 2, 1, 4)
 TOKENS = torch.arange(64) % 16
 LABELLED = [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(6)]
 CHUNK = chunking.Chunk("06_lora_math", "rank", "Rank", "The rank is 16.")
-SCENE = multimodal.Scene("ring", "red", "at the top")
+SCENE = multimodal.Scene((("ring", "red"),), "at the top")
 YES = torch.tensor([[True, True]])
 ONES = torch.ones(1, 2)
 
