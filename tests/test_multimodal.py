@@ -42,6 +42,7 @@ def test_a_picture_has_its_colours_in_their_places():
     assert (ring[:, 12, 12] - ground).abs().max() < 0.12  # a ring is empty inside
     assert (square[:, 12, 17] - square[:, 0, 0]).abs().max() < 0.12  # one thing, so nothing on the right
     assert two[:, 12, 6].argmax() == 0 and two[:, 12, 17].argmax() == 2
+    assert (two[:, 12, 6] - two[:, 0, 0]).abs().max() > 0.2 and (two[:, 12, 11] - two[:, 0, 0]).abs().max() < 0.12
 
 
 def test_words_pad_and_refuse():
@@ -63,6 +64,8 @@ def test_clip_has_vectors_of_length_one_and_padding_changes_nothing(encoder):
     assert model.patches(pictures).shape == (4, 9, 64)
     orders = model.captions(words(["a red ring left of a blue circle", "a blue circle left of a red ring"]))
     assert torch.allclose(*orders, atol=1e-5) == (encoder is multimodal.WordSum)
+    if encoder is multimodal.OrderedText:  # without positions, equal words would give equal states
+        assert not torch.allclose(*model.captions(words(["red red", "red red red"])), atol=1e-3)
 
 
 def test_patches_go_row_by_row():
