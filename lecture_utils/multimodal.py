@@ -4,6 +4,7 @@ similar vectors; Radford et al. 2021), and a projector from its patches into a l
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn as nn
@@ -174,6 +175,7 @@ def clip_loss(logits: torch.Tensor) -> torch.Tensor:
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
+@cache
 def vocabulary() -> WordTokenizer:
     """Return a tokenizer that knows the words of every caption."""
     one = [Scene((pair,), place) for pair in EVERY for place in PLACES]
