@@ -22,6 +22,17 @@ def figure(width: float = 7.0, height: float = 3.2, columns: int = 1, rows: int 
     return fig, axes
 
 
+def share_bars(ax, at, hits, total: int, width: float = 0.36, **options) -> None:
+    """Draw bars for shares (``hits`` of ``total`` each) with their 95 % intervals (Wilson). ``options`` go to ``ax.bar``."""
+    from lecture_utils.evaluation import wilson
+
+    shares = [h / total for h in hits]
+    ends = [wilson(h, total) for h in hits]
+    down = [max(0.0, share - low) for share, (low, _) in zip(shares, ends, strict=True)]
+    up = [max(0.0, high - share) for share, (_, high) in zip(shares, ends, strict=True)]
+    ax.bar(at, shares, width, yerr=[down, up], capsize=2, **options)
+
+
 def box(ax, x: float, y: float, width: float, height: float, text: str, color: str) -> None:
     """Draw a box of a diagram with centred text, a light fill and an edge in ``color``."""
     from matplotlib.colors import to_rgba

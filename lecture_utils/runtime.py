@@ -207,10 +207,19 @@ def quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # otherwise trl's trainers report model and GPU to the hub
+    os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
     if scale() != "gpu":  # at GPU scale, the bar is useful, because gigabytes are downloaded
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # cpp_extension: torch with CUDA on a machine without a GPU, as on Colab by default, warns when it compiles.
-    for name in ("bitsandbytes", "torchao", "accelerate", "transformers", "trl", "torch.utils.cpp_extension"):
+    for name in (
+        "bitsandbytes",
+        "torchao",
+        "accelerate",
+        "transformers",
+        "trl",
+        "torch.utils.cpp_extension",
+        "lm_eval",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
