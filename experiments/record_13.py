@@ -10,6 +10,7 @@ import dataclasses
 import random
 
 import runner
+from record_09 import shop_search
 
 from lecture_utils import benchmark, data, downloads, recipes, shop
 
@@ -243,26 +244,22 @@ QUESTIONS = 60
 
 def answers(system: str) -> None:
     """Write down what a system answers to QUESTIONS questions of customers on the shop's handbook."""
-    from lecture_utils import evaluation, models, reading, retrieval, runtime
+    from lecture_utils import evaluation, models, reading, runtime
 
     rows = shop.handbook_questions()
     rows = rows[:: len(rows) // QUESTIONS][:QUESTIONS]
     asked = [row["questions"][i % 3] for i, row in enumerate(rows)]
     if any(r["system"] == system for r in runner.done("13_answers")):
         return
-    passages = [reading.titled(p) for p in shop.handbook()]
-    embed, words = retrieval.Embedder(), retrieval.BM25(passages)
-    vectors = embed(passages)
+    place, _ = shop_search()
 
     def found(question: str, k: int = 2) -> list[str]:
-        both = [retrieval.ranking(words.scores(question)), retrieval.ranking(vectors @ embed([question])[0])]
-        return [passages[i] for i in retrieval.reciprocal_rank_fusion(both)[:k]]
+        return [place.texts[i] for i in place.rankings(question)["fused"][:k]]
 
     if system == "nearest sentence":
-        said = [reading.nearest_sentences(embed, q, found(q)) for q in asked]
+        said = [reading.nearest_sentences(place.embed, q, found(q)) for q in asked]
     elif system == "marked words":
-        ranker = reading.Ranker.packaged()
-        said = [max(ranker([q] * 2, found(q)), key=lambda r: r.score).answer for q in asked]
+        said = [max(place.ranker([q] * 2, found(q)), key=lambda r: r.score).answer for q in asked]
     else:
         from lecture_utils import finetuning
 

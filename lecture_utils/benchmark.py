@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lecture_utils import data, shop
+from lecture_utils import data, runtime, shop
 
 LETTERS = "ABCD"
 # How a question is put. The options are listed only if the answer is a letter. {options} ends with a line break.
@@ -133,8 +133,6 @@ def score_options(model, tokenizer, these: Sequence[Item], prompt: str = "Questi
     else of the options themselves."""
     import torch
     from tqdm.auto import tqdm
-
-    from lecture_utils import runtime
 
     few, gap = runtime.few(these), space(prompt)
     rows = [

@@ -212,14 +212,8 @@ def quiet() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # cpp_extension: torch with CUDA on a machine without a GPU, as on Colab by default, warns when it compiles.
     for name in (
-        "bitsandbytes",
-        "torchao",
-        "accelerate",
-        "transformers",
-        "trl",
-        "torch.utils.cpp_extension",
-        "lm_eval",
-    ):
+        "bitsandbytes", "torchao", "accelerate", "transformers", "trl", "torch.utils.cpp_extension", "lm_eval",
+    ):  # fmt: skip
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
