@@ -158,6 +158,12 @@ REGISTRY = {card.name: card for card in (
         note="LoRA, rank 16 in all layers: one epoch of 5,190 replies in mixed manners. In fp16.",
     ),
     ModelCard(
+        name="lock-solver", role="a network that solves locks with four dials, with the habits of its corpus",
+        shape=None, count=334_272, licence="MIT (made here: make record NB=14)",
+        sources=(Packaged("lock_solver", "cf6fe18337446187317452f97961b90fd16a5e10482316c94d0534ca5f96fb97"),),
+        note="A Llama of three blocks and 20 characters, trained for 2,500 steps. In fp16. Notebook 14 starts with it.",
+    ),
+    ModelCard(
         name="llama-2-7b-chat", role="the 2023 lecture's model, for a GPU",
         shape=Shape(
             vocabulary=32_000, width=4_096, feed_forward=11_008, layers=32, heads=32, kv_heads=32, head_width=128,
