@@ -1,8 +1,9 @@
 """Reproduce what notebook 14 needs: `make record NB=14`, about two hours and a half on two cores.
 
-First the packaged `lock-solver`, unless it is there. `14_depth.csv`:
-answers at once after longer trainings. `14_grpo.csv`: GRPO and its variants on the locks, a row for each
-run. `14_chat.csv`: TRL's GRPO with the laptop's chat model on the word problems of notebook 10.
+First the packaged `lock-solver`, unless it is there. `14_depth.csv`: answers at once after longer trainings.
+`14_grpo.csv`: GRPO and its variants on the locks, a row for each run. `14_chat.csv`: TRL's GRPO with the laptop's chat
+model on the word problems of notebook 10. Its rows with the rate 0.001 are a first attempt that was stopped after 26
+rounds (`chat(0, 1e-3)`).
 """
 
 import dataclasses

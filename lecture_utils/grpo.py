@@ -2,12 +2,14 @@
 (2503.20783) and DAPO (2503.14476). Shapes: B solutions with T tokens, G solutions of each question.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 
+from lecture_utils import alignment
 from lecture_utils.reasoning import (
     END,
     IDS,
@@ -15,7 +17,6 @@ from lecture_utils.reasoning import (
     PAD,
     Problem,
     is_right,
-    new_model,
     progress,
     room,
     sample,
@@ -33,8 +34,7 @@ def group_advantages(rewards: torch.Tensor, scale: bool = True) -> torch.Tensor:
 
 def log_probabilities(model, ids: torch.Tensor, start: int) -> torch.Tensor:
     """Return the log-probability (B, T) of each token from position ``start`` on, given those before it."""
-    logits = model(ids[:, :-1])[:, start - 1 :]
-    return logits.log_softmax(-1).gather(-1, ids[:, start:, None])[..., 0]
+    return alignment.token_log_probabilities(model(ids[:, :-1])[:, start - 1 :], ids[:, start:])
 
 
 def grpo_loss(
@@ -53,8 +53,7 @@ def grpo_loss(
     clipped = ratio.clamp(1 - clip[0], 1 + clip[1])
     loss = -torch.minimum(ratio * advantages, clipped * advantages)
     if kl_coef:
-        gap = reference - log_p
-        loss = loss + kl_coef * (gap.exp() - gap - 1)
+        loss = loss + kl_coef * alignment.kl_estimates(log_p, reference)[1]
     loss = loss * mask
     if average == "answer":
         return (loss.sum(1) / mask.sum(1)).mean()
@@ -91,9 +90,7 @@ class History:
 def train(model, asked: Iterator[Problem], config: GRPOConfig, reward: Callable[[Problem, str], float] = is_right):
     """Train with GRPO on problems of equal length, and return the history. ``reward`` judges each solution."""
     torch.manual_seed(config.seed)
-    reference = new_model().requires_grad_(False) if config.kl_coef else None
-    if reference:
-        reference.load_state_dict(model.state_dict())
+    reference = copy.deepcopy(model) if config.kl_coef else None
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=0.0, fused=True)
     history = History()
     for _ in progress(config.steps):
@@ -111,7 +108,7 @@ def train(model, asked: Iterator[Problem], config: GRPOConfig, reward: Callable[
         for _ in range(config.epochs):
             log_p = log_probabilities(model, ids, start)
             loss = grpo_loss(
-                log_p, old, advantages, mask, config.clip, config.average, reference=far, kl_coef=config.kl_coef
+                log_p, old, advantages, mask, config.clip, config.average, room(batch), far, config.kl_coef
             )
             update(model, optimizer, loss)
         lengths, wrong = mask.sum(1).float(), rewards == 0

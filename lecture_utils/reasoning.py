@@ -162,7 +162,7 @@ def load_start() -> Llama:
 
     weights = load_file(downloads.fetch("lock-solver") / "model.safetensors")
     model = new_model()
-    model.load_state_dict({name: value.float() for name, value in weights.items()}, strict=False)  # the head is tied
+    model.load_state_dict(weights | {"head.weight": weights["embedding.weight"]})  # the head is tied
     return model
 
 
@@ -242,9 +242,9 @@ def sample(model, starts: Sequence[str], count: int = 1, temperature: float = 1.
 def solve(model, asked: Sequence[Problem], count: int = 1, temperature: float = 1.0, batch: int = 512):
     """Return (texts, right): the solutions of each problem, and which are right, (problems, count)."""
     texts: list[str] = []
-    shown = runtime.few(list(asked), 2)
-    for i in range(0, len(shown), max(1, batch // count)):
-        part = shown[i : i + max(1, batch // count)]
+    shown, size = runtime.few(list(asked), 2), max(1, batch // count)
+    for i in range(0, len(shown), size):
+        part = shown[i : i + size]
         texts += sample(model, [problem.question for problem in part], count, temperature, room(asked)).texts
     texts = runtime.spread(texts, len(asked) * count)
     groups = [texts[i : i + count] for i in range(0, len(texts), count)]
@@ -256,6 +256,6 @@ def solve(model, asked: Sequence[Problem], count: int = 1, temperature: float = 
 
 def pass_at_k(right: int, total: int, k: int) -> float:
     """Return the probability that at least one of k solutions, drawn without replacement from ``total`` of which
-    ``right`` are right, is right: 1 - C(total - right, k) / C(total, k) (2107.03374, equation 1)."""
+    ``right`` are right, is right: 1 - C(total - right, k) / C(total, k) (2107.03374, section 2.1)."""
     assert 0 <= right <= total and 1 <= k <= total
     return 1 - math.comb(total - right, k) / math.comb(total, k)
