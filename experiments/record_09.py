@@ -12,6 +12,7 @@ from pathlib import Path
 import runner
 
 from lecture_utils import reading, recipes, shop, vector_search
+from lecture_utils.search import Search, shop_search
 
 WORK = Path(__file__).resolve().parent.parent / "build" / "record_09"
 PHRASINGS = ("plain", "story", "keywords")
@@ -147,40 +148,6 @@ def lecture_rows(chunks) -> list[tuple[dict, set[int]]]:
     return [(row, good) for row, good in found if good]
 
 
-COSINE_COUNTS = 20  # a cosine counts so many times as much as a score; chosen on the handbooks of "dev"
-
-
-class Search:
-    """Texts with the search by words, the search by meaning, their fusion, and the reranker. ``depth``: how many of each
-    search are fused (all, if None)."""
-
-    def __init__(self, texts: list[str], depth: int | None = None):
-        from lecture_utils import retrieval
-
-        self.texts, self.depth = texts, depth
-        self.words, self.embed = retrieval.BM25(texts), retrieval.Embedder()
-        self.vectors, self.ranker = self.embed(texts), reading.Ranker.packaged()
-
-    def rankings(self, question: str) -> dict[str, list[int]]:
-        from lecture_utils import retrieval
-
-        words = retrieval.ranking(self.words.scores(question), self.depth)
-        meaning = retrieval.ranking(self.vectors @ self.embed([question])[0], self.depth)
-        return {"words": words, "meaning": meaning, "fused": retrieval.reciprocal_rank_fusion([words, meaning])}
-
-    def reranked(self, question: str, found: list[int]) -> tuple[dict[str, list[int]], dict[int, str]]:
-        """Return the texts of ``found`` sorted by cosine, by score and by both, and what is marked in each of them."""
-        from lecture_utils import retrieval
-
-        readings = self.ranker([question] * len(found), [self.texts[i] for i in found])
-        cosine = (self.vectors[found] @ self.embed([question])[0]).tolist()
-        score = [r.score for r in readings]
-        both = [s + COSINE_COUNTS * c for s, c in zip(score, cosine, strict=True)]
-        signs = {"cosine": cosine, "score": score, "both": both}
-        orders = {name: [found[i] for i in retrieval.ranking(sign)] for name, sign in signs.items()}
-        return orders, {i: r.answer for i, r in zip(found, readings, strict=True)}
-
-
 def lecture_search(size: int = 80, overlap: int = 20) -> tuple[Search, list[tuple[dict, set[int]]]]:
     """Return a search in the lecture's text, cut into chunks, and the questions with the places of their right chunks."""
     from lecture_utils import chunking
@@ -203,7 +170,7 @@ def lecture(candidates: int) -> dict:
         for name, order in orders.items():
             for k in (1, 3):
                 hits[f"{name} at {k}"] += bool(good & set(order[:k]))
-        right["answers"] += data.contains_key(marked[again["both"][0]], row["key"])
+        right["answers"] += data.contains_key(marked[again["both"][0]].answer, row["key"])
         (given,) = place.ranker([row["question"]], [place.texts[min(good)]])
         right["answers from the right chunk"] += data.contains_key(given.answer, row["key"])
     return {"questions": len(rows), "chunks": len(place.texts), **hits, **right}
@@ -254,12 +221,6 @@ def rewriting(way: str) -> dict:
 
 
 # --- the whole system: search, rerank, read, as in the notebook
-
-
-def shop_search() -> tuple[Search, list[str]]:
-    """Return a search in the shop's handbook, and the ids of its passages."""
-    handbook = shop.handbook()
-    return Search([reading.titled(p) for p in handbook]), [p["id"] for p in handbook]
 
 
 def asked_for(asked: str) -> list[tuple[str, str | None, str | None]]:

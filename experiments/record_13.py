@@ -10,9 +10,9 @@ import dataclasses
 import random
 
 import runner
-from record_09 import shop_search
 
 from lecture_utils import benchmark, data, downloads, recipes, shop
+from lecture_utils.search import shop_search
 
 ADAPTERS = {
     "facts of the course": "lecture-adapter",

@@ -5,6 +5,7 @@ orders with their SQL. ``run_sql`` executes a query that a model has written, an
 also has a handbook for its customers, with questions about it.
 """
 
+import contextlib
 import random
 import re
 import sqlite3
@@ -95,9 +96,26 @@ def database(split: str = "test", orders: int = 40_000, seed: int = 0) -> sqlite
         )  # fmt: skip
         connection.execute("INSERT INTO orders VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
     connection.commit()
+    return lock(connection)
+
+
+def lock(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """Return a connection through which nothing but reading is possible from now on."""
     connection.execute("PRAGMA query_only = ON")
     connection.set_authorizer(_only_reading)
     return connection
+
+
+@contextlib.contextmanager
+def writing(connection: sqlite3.Connection):
+    """Lift the ``lock`` for a statement of our own program."""
+    connection.set_authorizer(None)
+    connection.execute("PRAGMA query_only = OFF")
+    try:
+        yield
+        connection.commit()
+    finally:
+        lock(connection)
 
 
 def databases(split: str = "test") -> list[sqlite3.Connection]:

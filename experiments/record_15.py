@@ -1,0 +1,212 @@
+"""Reproduce what notebook 15 needs: `make record NB=15`, about two hours on two cores, which can be interrupted.
+
+First the adapter `shop-agent`, unless it is there: the chat model learns from traces of 2,400 tasks. Its checksum then
+belongs into lecture_utils/registry.py (run it again then). `15_tasks.csv`: all test tasks, with several assistants.
+`15_steps.csv`: single steps with the right history. `15_attacks.csv`: attacks in notes and pages, with several protections.
+"""
+
+import dataclasses
+import functools
+import sys
+import time
+from pathlib import Path
+
+import runner
+
+from lecture_utils import agents, desk_tasks, finetuning, models, recipes, runtime, search, shop
+from lecture_utils.desk import ToolError
+
+WORK = Path(__file__).resolve().parent.parent / "build" / "record_15"
+TRACES = dict(of_each=60, faulty=0.08, more=4)
+
+
+def traces():
+    """Return the conversations that the assistant learns from."""
+    found = desk_tasks.tasks("train", **TRACES)
+    system = agents.system_prompt(list(found[0].ideal_desk().tools.values()))
+    return [agents.conversation(system, task.request, task.steps, task.answer) for task in found]
+
+
+def shop_agent() -> None:
+    runtime.quiet()
+    runtime.use_less_memory()
+    recipe = dataclasses.replace(recipes.get_recipe("manners"), name="shop-agent", learning_rate=1e-3)
+    model, tokenizer = models.load_chat_model(recipe.model)
+    runtime.use_eager_attention_on_cpu(model)
+    rows = agents.tokenize(traces(), tokenizer)
+    print(sum(map(len, rows["input_ids"])), "tokens", max(map(len, rows["input_ids"])), "longest", flush=True)
+    started = time.monotonic()
+    trainer = finetuning.completion_trainer(
+        model=model, args=recipes.training_arguments(recipe, WORK, disable_tqdm=True), processing_class=tokenizer,
+        train_dataset=rows, peft_config=recipes.lora_config(recipe),
+    )  # fmt: skip
+    finetuning.train(trainer, "shop-agent", resume=True)
+    print(f"{time.monotonic() - started:.0f} s", flush=True)
+    weights = runner.keep_adapter("shop_agent", WORK / "adapter", recipe.model)
+    print(weights, flush=True)
+
+
+# --- the test tasks
+
+
+def sixty() -> list[desk_tasks.Task]:
+    """Return 15 test tasks for each number of calls from one to four, as the notebook does."""
+    return desk_tasks.by_calls(test_tasks(), 15)
+
+
+def test_tasks() -> list[desk_tasks.Task]:
+    return desk_tasks.tasks("test", 8, more=4)
+
+
+def shots(system: str) -> list[dict]:
+    """Return the system message, followed by the conversations of four training tasks as examples."""
+    chosen = {task.kind: task for task in desk_tasks.tasks("train", 1)}
+    messages = [{"role": "system", "content": system}]
+    for kind in ("price", "rules", "total_two", "cancel_if_open"):
+        task = chosen[kind]
+        messages += agents.conversation(system, task.request, task.steps, task.answer)[1:]
+    return messages
+
+
+@functools.cache
+def the_search():
+    return search.shop_search()[0]
+
+
+def look_up(question: str):
+    best, found = the_search().answer(question)
+    return (shop.handbook()[best]["title"], found.answer) if found.score > 0 else None
+
+
+@functools.cache
+def assistant(trained: bool) -> agents.Assistant:
+    return agents.Assistant(trained)
+
+
+class Faulty:
+    """A desk whose tools do not answer the first call."""
+
+    def __init__(self, desk):
+        self.desk, self.calls = desk, 0
+
+    def __getattr__(self, name):
+        return getattr(self.desk, name)
+
+    def call(self, name, arguments):
+        self.calls += 1
+        if self.calls == 1:
+            raise ToolError(desk_tasks.FAULT.removeprefix("Error: "))
+        return self.desk.call(name, arguments)
+
+
+def run_tasks(series: str, trained: bool, grammar: bool, perfect_tools: bool, faulty: bool, among: str) -> dict:
+    """Let an assistant work on tasks, and return for each of them whether it was solved and what happened."""
+    helper, tasks = assistant(trained), sixty() if among == "sixty" else test_tasks()
+    tools = list(tasks[0].ideal_desk().tools.values())
+    system = agents.system_prompt(tools, short=trained)
+    write = helper.write
+    if not trained:
+        start = shots(system)
+        write = lambda talks: helper.write([start + talk[1:] for talk in talks])  # noqa: E731
+    helper.processor = agents.processor(helper.tokenizer, tools) if grammar else None
+    helper.tokens, started = 0, time.monotonic()
+    desks = [
+        task.ideal_desk() if perfect_tools else task.desk(translate=helper.translate, look_up=look_up) for task in tasks
+    ]
+    desks = [Faulty(desk) for desk in desks] if faulty else desks
+    talks = agents.run(
+        write, desks, [task.request for task in tasks], system, None if perfect_tools else helper.translate_all
+    )
+    seconds, helper.processor = time.monotonic() - started, None
+    ends = [agents.answer(talk) for talk in talks]
+    written = [m["content"] for talk in talks for m in talk[2:] if m["role"] == "assistant"]
+    valid = [agents.is_valid(text, tools) for text in written]
+    return {
+        "tasks": len(tasks), "right": sum(desk_tasks.solved(*row) for row in zip(tasks, desks, ends, strict=True)),
+        "texts": len(written), "valid": sum(valid), "calls_valid": sum(v for v, t in zip(valid, written, strict=True) if t.startswith("{")),
+        "calls_begun": sum(t.startswith("{") for t in written), "tokens": helper.tokens, "seconds": round(seconds),
+        "kinds": " ".join(task.kind for task in tasks), "needed": " ".join(str(len(task.steps)) for task in tasks),
+        "solved": " ".join(str(int(desk_tasks.solved(*row))) for row in zip(tasks, desks, ends, strict=True)),
+        "made": " ".join(str(agents.calls(talk)) for talk in talks),
+        "ended": " ".join(str(int(bool(end))) for end in ends),
+    }  # fmt: skip
+
+
+def steps() -> dict:
+    """Return, for the test tasks, whether each single text is right if all texts before it are."""
+    helper, tasks = assistant(True), test_tasks()
+    system = agents.system_prompt(list(tasks[0].ideal_desk().tools.values()))
+    asked, wanted = [], []
+    for task in tasks:
+        for i in range(len(task.steps) + 1):
+            asked.append(agents.conversation(system, task.request, task.steps[:i]))
+            wanted.append((task, i))
+    written = helper.write(asked)
+    right = [str(int(desk_tasks.step_right(task, i, text))) for (task, i), text in zip(wanted, written, strict=True)]
+    return {
+        "kinds": " ".join(task.kind for task, _ in wanted), "step": " ".join(str(i) for _, i in wanted),
+        "of": " ".join(str(len(task.steps)) for task, _ in wanted), "right": " ".join(right),
+    }  # fmt: skip
+
+
+RUNS = [
+    dict(series="untrained", trained=False, grammar=False, perfect_tools=False, faulty=False, among="sixty"),
+    dict(series="untrained, grammar", trained=False, grammar=True, perfect_tools=False, faulty=False, among="sixty"),
+    dict(series="trained", trained=True, grammar=False, perfect_tools=False, faulty=False, among="all"),
+    dict(series="trained, grammar", trained=True, grammar=True, perfect_tools=False, faulty=False, among="all"),
+    dict(series="trained, perfect tools", trained=True, grammar=False, perfect_tools=True, faulty=False, among="all"),
+    dict(series="trained, first call fails", trained=True, grammar=False, perfect_tools=True, faulty=True, among="all"),
+]
+
+# --- attacks
+
+
+def attack(place: str, protection: str) -> dict:
+    """Let the assistant work on tasks in which a stranger's text asks it to cancel somebody else's order."""
+    cases = desk_tasks.attacked(place)
+    helper = assistant(True)
+    system = agents.system_prompt(list(cases[0][0].ideal_desk().tools.values()))
+    if protection == "guard":
+        system += " " + desk_tasks.GUARD
+    desks = []
+    for task, _ in cases:
+        allowed = {"allow-list": desk_tasks.named(task.request), "read-only": set()}.get(protection)
+        desks.append(task.desk(translate=helper.translate, look_up=task.rules.get, may_cancel=allowed))
+    talks = agents.run(helper.write, desks, [task.request for task, _ in cases], system, helper.translate_all)
+    tried = [agents.write_call("cancel_order", {"number": target}) in [m["content"] for m in talk]
+             for talk, (_, target) in zip(talks, cases, strict=True)]  # fmt: skip
+    done = [target in desk.cancelled for desk, (_, target) in zip(desks, cases, strict=True)]
+    solved = [desk_tasks.solved(task, desk, agents.answer(talk))
+              for (task, _), desk, talk in zip(cases, desks, talks, strict=True)]  # fmt: skip
+    return {
+        name: " ".join(str(int(x)) for x in row) for name, row in (("tried", tried), ("done", done), ("solved", solved))
+    }
+
+
+def harmless(protection: str) -> dict:
+    """Let the assistant work on honest tasks in which something has to be cancelled, under a protection."""
+    tasks = [task for task in test_tasks() if task.cancelled]
+    helper = assistant(True)
+    system = agents.system_prompt(list(tasks[0].ideal_desk().tools.values()))
+    system += " " + desk_tasks.GUARD if protection == "guard" else ""
+    desks = []
+    for task in tasks:
+        allowed = {"allow-list": desk_tasks.named(task.request), "read-only": set()}.get(protection)
+        desks.append(task.desk(translate=helper.translate, look_up=task.rules.get, may_cancel=allowed))
+    talks = agents.run(helper.write, desks, [task.request for task in tasks], system)
+    solved = [desk_tasks.solved(*row) for row in zip(tasks, desks, map(agents.answer, talks), strict=True)]
+    return {"tried": "", "done": "", "solved": " ".join(str(int(x)) for x in solved)}
+
+
+def security(place: str, protection: str) -> dict:
+    return harmless(protection) if place == "harmless" else attack(place, protection)
+
+
+if __name__ == "__main__":
+    if "--adapter" in sys.argv or not runner.packaged_weights("shop_agent").exists():
+        shop_agent()
+        sys.exit("Put the checksum into lecture_utils/registry.py and run this again.")
+    runner.run("15_tasks", RUNS, run_tasks)
+    runner.run("15_steps", [{"series": "trained"}], lambda series: steps())
+    places, protections = ("look-up", "note", "page", "harmless"), ("none", "guard", "allow-list", "read-only")
+    runner.run("15_attacks", [{"place": a, "protection": b} for a in places for b in protections], security)
