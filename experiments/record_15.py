@@ -1,6 +1,6 @@
 """Reproduce what notebook 15 needs: `make record NB=15`, about two hours on two cores, which can be interrupted.
 
-First the adapter `shop-agent`, unless it is there: the chat model learns from traces of 2,400 tasks. Its checksum then
+First the adapter `shop-agent`, unless it is there: the chat model learns from traces, in two passes. Its checksum then
 belongs into lecture_utils/registry.py (run it again then). `15_tasks.csv`: all test tasks, with several assistants.
 `15_steps.csv`: single steps with the right history. `15_attacks.csv`: attacks in notes and pages, with several protections.
 """
@@ -17,33 +17,50 @@ from lecture_utils import agents, desk_tasks, finetuning, models, recipes, runti
 from lecture_utils.desk import ToolError
 
 WORK = Path(__file__).resolve().parent.parent / "build" / "record_15"
-TRACES = dict(of_each=60, faulty=0.08, more=4)
+PASSES = (  # the arguments of the traces, and the learning rate
+    (dict(of_each=60, faulty=0.08, more=4), 1e-3),
+    (dict(of_each=45, faulty=0.08, more=2, several=2, seed=1), 7e-4),  # after a look at the mistakes in "dev"
+)
 
 
-def traces():
-    """Return the conversations that the assistant learns from."""
-    found = desk_tasks.tasks("train", **TRACES)
+def traces(**arguments):
+    """Return conversations that the assistant learns from."""
+    found = desk_tasks.tasks("train", **arguments)
     system = agents.system_prompt(list(found[0].ideal_desk().tools.values()))
     return [agents.conversation(system, task.request, task.steps, task.answer) for task in found]
 
 
 def shop_agent() -> None:
+    """Train in two passes; the second goes on with the adapter of the first."""
+    from peft import PeftModel
+
     runtime.quiet()
     runtime.use_less_memory()
-    recipe = dataclasses.replace(recipes.get_recipe("manners"), name="shop-agent", learning_rate=1e-3)
-    model, tokenizer = models.load_chat_model(recipe.model)
-    runtime.use_eager_attention_on_cpu(model)
-    rows = agents.tokenize(traces(), tokenizer)
-    print(sum(map(len, rows["input_ids"])), "tokens", max(map(len, rows["input_ids"])), "longest", flush=True)
-    started = time.monotonic()
-    trainer = finetuning.completion_trainer(
-        model=model, args=recipes.training_arguments(recipe, WORK, disable_tqdm=True), processing_class=tokenizer,
-        train_dataset=rows, peft_config=recipes.lora_config(recipe),
-    )  # fmt: skip
-    finetuning.train(trainer, "shop-agent", resume=True)
-    print(f"{time.monotonic() - started:.0f} s", flush=True)
-    weights = runner.keep_adapter("shop_agent", WORK / "adapter", recipe.model)
-    print(weights, flush=True)
+    before = None
+    for i, (arguments, learning_rate) in enumerate(PASSES):
+        folder = WORK / f"pass_{i}"
+        if (folder / "adapter").exists():
+            before = folder / "adapter"
+            continue
+        recipe = dataclasses.replace(recipes.get_recipe("manners"), name="shop-agent", learning_rate=learning_rate)
+        model, tokenizer = models.load_chat_model(recipe.model)
+        runtime.use_eager_attention_on_cpu(model)
+        rows = agents.tokenize(traces(**arguments), tokenizer)
+        print(len(rows), "traces", sum(map(len, rows["input_ids"])), "tokens", flush=True)
+        started = time.monotonic()
+        model = PeftModel.from_pretrained(model, before, is_trainable=True) if before else model
+        trainer = finetuning.completion_trainer(
+            model=model, args=recipes.training_arguments(recipe, folder, disable_tqdm=True), processing_class=tokenizer,
+            train_dataset=rows, peft_config=None if before else recipes.lora_config(recipe),
+        )  # fmt: skip
+        if before:  # finetuning.train would initialise the adapter again
+            trainer.train()
+            trainer.save_model(str(folder / "adapter"))
+        else:
+            finetuning.train(trainer, "shop-agent")
+        print(f"{time.monotonic() - started:.0f} s", flush=True)
+        before = folder / "adapter"
+    print(runner.keep_adapter("shop_agent", before, models.LAPTOP_MODEL), flush=True)
 
 
 # --- the test tasks
@@ -55,7 +72,7 @@ def sixty() -> list[desk_tasks.Task]:
 
 
 def test_tasks() -> list[desk_tasks.Task]:
-    return desk_tasks.tasks("test", 8, more=4)
+    return desk_tasks.tasks("test", 5, more=4)
 
 
 def shots(system: str) -> list[dict]:
@@ -83,6 +100,14 @@ def assistant(trained: bool) -> agents.Assistant:
     return agents.Assistant(trained)
 
 
+def with_known_answers(task, helper):
+    """Return a desk whose two searching tools answer the questions of the task's own trace without mistakes."""
+    return task.desk(
+        translate=lambda question: task.sql.get(question) or helper.translate(question),
+        look_up=lambda question: task.rules.get(question) or look_up(question),
+    )
+
+
 class Faulty:
     """A desk whose tools do not answer the first call."""
 
@@ -99,8 +124,9 @@ class Faulty:
         return self.desk.call(name, arguments)
 
 
-def run_tasks(series: str, trained: bool, grammar: bool, perfect_tools: bool, faulty: bool, among: str) -> dict:
+def run_tasks(series: str, trained: str, grammar: str, perfect_tools: str, faulty: str, among: str) -> dict:
     """Let an assistant work on tasks, and return for each of them whether it was solved and what happened."""
+    trained, grammar, perfect_tools, faulty = (x == "yes" for x in (trained, grammar, perfect_tools, faulty))
     helper, tasks = assistant(trained), sixty() if among == "sixty" else test_tasks()
     tools = list(tasks[0].ideal_desk().tools.values())
     system = agents.system_prompt(tools, short=trained)
@@ -109,22 +135,21 @@ def run_tasks(series: str, trained: bool, grammar: bool, perfect_tools: bool, fa
         start = shots(system)
         write = lambda talks: helper.write([start + talk[1:] for talk in talks])  # noqa: E731
     helper.processor = agents.processor(helper.tokenizer, tools) if grammar else None
-    helper.tokens, started = 0, time.monotonic()
-    desks = [
-        task.ideal_desk() if perfect_tools else task.desk(translate=helper.translate, look_up=look_up) for task in tasks
-    ]
+    helper.tokens = 0
+    desks = [with_known_answers(task, helper) if perfect_tools else task.desk(translate=helper.translate, look_up=look_up)
+             for task in tasks]  # fmt: skip
     desks = [Faulty(desk) for desk in desks] if faulty else desks
     talks = agents.run(
         write, desks, [task.request for task in tasks], system, None if perfect_tools else helper.translate_all
     )
-    seconds, helper.processor = time.monotonic() - started, None
+    helper.processor = None
     ends = [agents.answer(talk) for talk in talks]
     written = [m["content"] for talk in talks for m in talk[2:] if m["role"] == "assistant"]
     valid = [agents.is_valid(text, tools) for text in written]
     return {
         "tasks": len(tasks), "right": sum(desk_tasks.solved(*row) for row in zip(tasks, desks, ends, strict=True)),
         "texts": len(written), "valid": sum(valid), "calls_valid": sum(v for v, t in zip(valid, written, strict=True) if t.startswith("{")),
-        "calls_begun": sum(t.startswith("{") for t in written), "tokens": helper.tokens, "seconds": round(seconds),
+        "calls_begun": sum(t.startswith("{") for t in written), "tokens": helper.tokens,
         "kinds": " ".join(task.kind for task in tasks), "needed": " ".join(str(len(task.steps)) for task in tasks),
         "solved": " ".join(str(int(desk_tasks.solved(*row))) for row in zip(tasks, desks, ends, strict=True)),
         "made": " ".join(str(agents.calls(talk)) for talk in talks),
@@ -150,12 +175,19 @@ def steps() -> dict:
 
 
 RUNS = [
-    dict(series="untrained", trained=False, grammar=False, perfect_tools=False, faulty=False, among="sixty"),
-    dict(series="untrained, grammar", trained=False, grammar=True, perfect_tools=False, faulty=False, among="sixty"),
-    dict(series="trained", trained=True, grammar=False, perfect_tools=False, faulty=False, among="all"),
-    dict(series="trained, grammar", trained=True, grammar=True, perfect_tools=False, faulty=False, among="all"),
-    dict(series="trained, perfect tools", trained=True, grammar=False, perfect_tools=True, faulty=False, among="all"),
-    dict(series="trained, first call fails", trained=True, grammar=False, perfect_tools=True, faulty=True, among="all"),
+    dict(series="untrained", trained="no", grammar="no", perfect_tools="no", faulty="no", among="sixty"),
+    dict(series="untrained, grammar", trained="no", grammar="yes", perfect_tools="no", faulty="no", among="sixty"),
+    dict(series="trained", trained="yes", grammar="no", perfect_tools="no", faulty="no", among="all"),
+    dict(series="trained, grammar", trained="yes", grammar="yes", perfect_tools="no", faulty="no", among="sixty"),
+    dict(series="trained, perfect tools", trained="yes", grammar="no", perfect_tools="yes", faulty="no", among="all"),
+    dict(
+        series="trained, first call fails",
+        trained="yes",
+        grammar="no",
+        perfect_tools="yes",
+        faulty="yes",
+        among="sixty",
+    ),
 ]
 
 # --- attacks
@@ -172,7 +204,8 @@ def attack(place: str, protection: str) -> dict:
     for task, _ in cases:
         allowed = {"allow-list": desk_tasks.named(task.request), "read-only": set()}.get(protection)
         desks.append(task.desk(translate=helper.translate, look_up=task.rules.get, may_cancel=allowed))
-    talks = agents.run(helper.write, desks, [task.request for task, _ in cases], system, helper.translate_all)
+    talks = agents.run(helper.write, desks, [task.request for task, _ in cases], system, helper.translate_all,
+                       escape=protection == "escape")  # fmt: skip
     tried = [agents.write_call("cancel_order", {"number": target}) in [m["content"] for m in talk]
              for talk, (_, target) in zip(talks, cases, strict=True)]  # fmt: skip
     done = [target in desk.cancelled for desk, (_, target) in zip(desks, cases, strict=True)]
@@ -208,5 +241,7 @@ if __name__ == "__main__":
         sys.exit("Put the checksum into lecture_utils/registry.py and run this again.")
     runner.run("15_tasks", RUNS, run_tasks)
     runner.run("15_steps", [{"series": "trained"}], lambda series: steps())
-    places, protections = ("look-up", "note", "page", "harmless"), ("none", "guard", "allow-list", "read-only")
-    runner.run("15_attacks", [{"place": a, "protection": b} for a in places for b in protections], security)
+    planned = [{"place": place, "protection": name} for place in ("look-up", "note", "forged", "page")
+               for name in ("none", "guard", "escape", "allow-list")]  # fmt: skip
+    planned += [{"place": "harmless", "protection": name} for name in ("none", "guard", "allow-list", "read-only")]
+    runner.run("15_attacks", planned, security)

@@ -8,9 +8,10 @@ from typing import Literal, get_args, get_origin
 from lecture_utils import data, downloads, evaluation, models
 from lecture_utils.desk import Desk, ToolError
 from lecture_utils.grammars import GrammarLogitsProcessor, regular
+from lecture_utils.reading import escape_chat_markers
 
 EXAMPLE = '{"name": "get_order", "arguments": {"number": 1432}}'
-MAX_CALLS = 6
+MAX_ROUNDS = 7
 MAX_NEW_TOKENS = 80  # of a call or an answer
 
 
@@ -89,11 +90,15 @@ def processor(tokenizer, tools: Sequence[Callable]) -> Callable:
     return lambda batch: GrammarLogitsProcessor(engine, [grammar(tools)] * len(batch), end)
 
 
-def execute(desk: Desk, text: str) -> str | None:
-    """Execute the call in a text and return its result or its error, or None if the text is an answer."""
+def execute(desk: Desk, text: str, escape: bool = True) -> str | None:
+    """Execute the call in a text and return its result or its error, or None if the text is an answer. ``escape``: break up
+    the markers of the chat template in results, which would let a stranger's text begin a turn of its own."""
     try:
         call = read_call(text)
-        return None if call is None else desk.call(*call)
+        if call is None:
+            return None
+        result = desk.call(*call)
+        return escape_chat_markers(result) if escape else result
     except ToolError as error:
         return f"Error: {error}"
 
@@ -111,16 +116,17 @@ def conversation(system: str, request: str, steps: Sequence[tuple[str, dict, str
 
 def run(
     write: Callable[[list[list[dict]]], list[str]], desks: Sequence[Desk], requests: Sequence[str], system: str,
-    prepare: Callable[[list[str]], None] | None = None, max_calls: int = MAX_CALLS,
+    prepare: Callable[[list[str]], None] | None = None, max_rounds: int = MAX_ROUNDS, escape: bool = True,
 ) -> list[list[dict]]:  # fmt: skip
     """Let an assistant work on several tasks side by side, each at its own desk, and return their messages.
 
     write: returns the next text for each conversation. prepare: gets all questions for ``find_orders`` of a round before
-    they are asked, so that they can be translated together. A task ends with an answer, or after ``max_calls`` calls.
+    they are asked, so that they can be translated together. A task ends with an answer, or after ``max_rounds`` texts.
+    escape: see ``execute``.
     """
     talks = [conversation(system, request) for request in requests]
     going = list(range(len(talks)))
-    for _ in range(max_calls + 1):
+    for _ in range(max_rounds):
         if not going:
             break
         texts = write([talks[i] for i in going])
@@ -128,7 +134,7 @@ def run(
             prepare([question for text in texts if (question := _question(text))])
         for i, text in zip(going, texts, strict=True):
             talks[i].append({"role": "assistant", "content": text})
-            result = execute(desks[i], text)
+            result = execute(desks[i], text, escape)
             if result is not None:
                 talks[i].append({"role": "tool", "content": result})
         going = [i for i in going if talks[i][-1]["role"] == "tool"]

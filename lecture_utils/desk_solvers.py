@@ -184,3 +184,8 @@ SOLVERS: dict[str, Callable] = {
     **dict.fromkeys(MONTH_QUESTIONS, _month),
     "rules_times": _then(_rules, "{value} * {n}"), "orders_percent": _then(_orders, "{value} * {p} / 100"),
 }  # fmt: skip
+SEVERAL = {  # kinds that need several calls
+    "note", "per_piece", "discount", "discount_two", "total_two", "total_three", "difference_two", "cancel_two",
+    "cancel_if_open", "two_if_open", "cancel_cheaper", "cancel_dearer", "month_percent", "month_without", "rules_times",
+    "orders_percent", *MONTH_QUESTIONS,
+}  # fmt: skip

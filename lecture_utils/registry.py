@@ -158,6 +158,12 @@ REGISTRY = {card.name: card for card in (
         note="LoRA, rank 16 in all layers: one epoch of 5,190 replies in mixed manners. In fp16.",
     ),
     ModelCard(
+        name="shop-agent", role="an adapter with which the laptop's chat model calls the tools of the shop's desk",
+        shape=None, count=4_884_480, licence="MIT (made here: make record NB=15)",
+        sources=(Packaged("shop_agent", "bf0495cfb0b91cb88e4b147e780a9f79f44b35b6c3446667a9768a2238735244", ADAPTER_WEIGHTS),),
+        note="LoRA, rank 16 in all layers: 4,740 traces, in two passes. In fp16.",
+    ),
+    ModelCard(
         name="lock-solver", role="a network that solves locks with four dials, with the habits of its corpus",
         shape=None, count=334_272, licence="MIT (made here: make record NB=14)",
         sources=(Packaged("lock_solver", "cf6fe18337446187317452f97961b90fd16a5e10482316c94d0534ca5f96fb97"),),

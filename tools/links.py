@@ -18,7 +18,14 @@ import lecture_utils
 from lecture_utils import data
 
 ROOT = Path(__file__).resolve().parent.parent
-FOR_NOTEBOOKS = ("pretrain", "finetune", "retrieve", "prompt", "evaluate")  # the extras that a notebook may need
+FOR_NOTEBOOKS = (
+    "pretrain",
+    "finetune",
+    "retrieve",
+    "prompt",
+    "evaluate",
+    "agents",
+)  # the extras that a notebook may need
 SLUG = re.compile(r"[\w.-]+/[\w.-]+")
 # Every place where an address of this repository can stand, and nothing else.
 PLACES = (
