@@ -313,7 +313,7 @@ def test_a_gguf_file_becomes_the_same_model_with_any_transformers(tmp_path):
 def test_packaged_adapters_load_with_an_older_peft():
     """What is not set is left out: a setting that an older version does not know makes it warn."""
     configs = list(Path(models.__file__).parent.glob("assets/*/adapter/adapter_config.json"))
-    assert len(configs) == 5
+    assert len(configs) == 6
     for path in configs:
         assert None not in json.loads(path.read_text(encoding="utf-8")).values(), path
 

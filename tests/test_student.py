@@ -49,7 +49,7 @@ def test_no_later_cell_needs_what_a_solution_defined(pair):
         names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
         defined |= {node.id for node in names if isinstance(node.ctx, ast.Store | ast.Del)}
         for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 defined.add(node.name)
             elif isinstance(node, ast.arg):
                 defined.add(node.arg)
