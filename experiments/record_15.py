@@ -13,7 +13,7 @@ from pathlib import Path
 
 import runner
 
-from lecture_utils import agents, desk_tasks, finetuning, models, recipes, runtime, search, shop
+from lecture_utils import agents, desk, desk_tasks, finetuning, models, recipes, runtime
 from lecture_utils.desk import ToolError
 
 WORK = Path(__file__).resolve().parent.parent / "build" / "record_15"
@@ -86,16 +86,6 @@ def shots(system: str) -> list[dict]:
 
 
 @functools.cache
-def the_search():
-    return search.shop_search()[0]
-
-
-def look_up(question: str):
-    best, found = the_search().answer(question)
-    return (shop.handbook()[best]["title"], found.answer) if found.score > 0 else None
-
-
-@functools.cache
 def assistant(trained: bool) -> agents.Assistant:
     return agents.Assistant(trained)
 
@@ -104,7 +94,7 @@ def with_known_answers(task, helper):
     """Return a desk whose two searching tools answer the questions of the task's own trace without mistakes."""
     return task.desk(
         translate=lambda question: task.sql.get(question) or helper.translate(question),
-        look_up=lambda question: task.rules.get(question) or look_up(question),
+        look_up=lambda question: task.rules.get(question) or desk.in_handbook(question),
     )
 
 
@@ -136,9 +126,8 @@ def run_tasks(series: str, trained: str, grammar: str, perfect_tools: str, fault
         write = lambda talks: helper.write([start + talk[1:] for talk in talks])  # noqa: E731
     helper.processor = agents.processor(helper.tokenizer, tools) if grammar else None
     helper.tokens = 0
-    desks = [with_known_answers(task, helper) if perfect_tools else task.desk(translate=helper.translate, look_up=look_up)
-             for task in tasks]  # fmt: skip
-    desks = [Faulty(desk) for desk in desks] if faulty else desks
+    desks = [with_known_answers(t, helper) if perfect_tools else t.desk(translate=helper.translate) for t in tasks]
+    desks = [Faulty(each) for each in desks] if faulty else desks
     talks = agents.run(
         write, desks, [task.request for task in tasks], system, None if perfect_tools else helper.translate_all
     )
@@ -146,13 +135,12 @@ def run_tasks(series: str, trained: str, grammar: str, perfect_tools: str, fault
     ends = [agents.answer(talk) for talk in talks]
     written = [m["content"] for talk in talks for m in talk[2:] if m["role"] == "assistant"]
     valid = [agents.is_valid(text, tools) for text in written]
+    hits = [desk_tasks.solved(*row) for row in zip(tasks, desks, ends, strict=True)]
     return {
-        "tasks": len(tasks), "right": sum(desk_tasks.solved(*row) for row in zip(tasks, desks, ends, strict=True)),
-        "texts": len(written), "valid": sum(valid), "calls_valid": sum(v for v, t in zip(valid, written, strict=True) if t.startswith("{")),
-        "calls_begun": sum(t.startswith("{") for t in written), "tokens": helper.tokens,
+        "tasks": len(tasks), "right": sum(hits),
+        "texts": len(written), "valid": sum(valid), "tokens": helper.tokens,
         "kinds": " ".join(task.kind for task in tasks), "needed": " ".join(str(len(task.steps)) for task in tasks),
-        "solved": " ".join(str(int(desk_tasks.solved(*row))) for row in zip(tasks, desks, ends, strict=True)),
-        "made": " ".join(str(agents.calls(talk)) for talk in talks),
+        "solved": " ".join(str(int(hit)) for hit in hits),
         "ended": " ".join(str(int(bool(end))) for end in ends),
     }  # fmt: skip
 
@@ -193,32 +181,8 @@ RUNS = [
 # --- attacks
 
 
-def attack(place: str, protection: str) -> dict:
-    """Let the assistant work on tasks in which a stranger's text asks it to cancel somebody else's order."""
-    cases = desk_tasks.attacked(place)
-    helper = assistant(True)
-    system = agents.system_prompt(list(cases[0][0].ideal_desk().tools.values()))
-    if protection == "guard":
-        system += " " + desk_tasks.GUARD
-    desks = []
-    for task, _ in cases:
-        allowed = {"allow-list": desk_tasks.named(task.request), "read-only": set()}.get(protection)
-        desks.append(task.desk(translate=helper.translate, look_up=task.rules.get, may_cancel=allowed))
-    talks = agents.run(helper.write, desks, [task.request for task, _ in cases], system, helper.translate_all,
-                       escape=protection == "escape")  # fmt: skip
-    tried = [agents.write_call("cancel_order", {"number": target}) in [m["content"] for m in talk]
-             for talk, (_, target) in zip(talks, cases, strict=True)]  # fmt: skip
-    done = [target in desk.cancelled for desk, (_, target) in zip(desks, cases, strict=True)]
-    solved = [desk_tasks.solved(task, desk, agents.answer(talk))
-              for (task, _), desk, talk in zip(cases, desks, talks, strict=True)]  # fmt: skip
-    return {
-        name: " ".join(str(int(x)) for x in row) for name, row in (("tried", tried), ("done", done), ("solved", solved))
-    }
-
-
-def harmless(protection: str) -> dict:
-    """Let the assistant work on honest tasks in which something has to be cancelled, under a protection."""
-    tasks = [task for task in test_tasks() if task.cancelled]
+def under(protection: str, tasks):
+    """Let the assistant work on tasks under a protection; return the desks and the conversations."""
     helper = assistant(True)
     system = agents.system_prompt(list(tasks[0].ideal_desk().tools.values()))
     system += " " + desk_tasks.GUARD if protection == "guard" else ""
@@ -226,13 +190,25 @@ def harmless(protection: str) -> dict:
     for task in tasks:
         allowed = {"allow-list": desk_tasks.named(task.request), "read-only": set()}.get(protection)
         desks.append(task.desk(translate=helper.translate, look_up=task.rules.get, may_cancel=allowed))
-    talks = agents.run(helper.write, desks, [task.request for task in tasks], system)
-    solved = [desk_tasks.solved(*row) for row in zip(tasks, desks, map(agents.answer, talks), strict=True)]
-    return {"tried": "", "done": "", "solved": " ".join(str(int(x)) for x in solved)}
+    requests = [task.request for task in tasks]
+    escape = protection == "escape"
+    return desks, agents.run(helper.write, desks, requests, system, helper.translate_all, escape=escape)
 
 
 def security(place: str, protection: str) -> dict:
-    return harmless(protection) if place == "harmless" else attack(place, protection)
+    """Return for each task whether the stranger's call was written and executed, and whether the task was solved. The
+    place ``harmless`` stands for honest tasks in which something has to be cancelled."""
+    honest = [(task, None) for task in test_tasks() if task.cancelled] if place == "harmless" else None
+    cases = honest or desk_tasks.attacked(place)
+    desks, talks = under(protection, [task for task, _ in cases])
+    found: dict[str, list] = {"tried": [], "done": [], "solved": []}
+    for (task, target), desk_, talk in zip(cases, desks, talks, strict=True):
+        if target:
+            call = agents.write_call("cancel_order", {"number": target})
+            found["tried"].append(call in [message["content"] for message in talk])
+            found["done"].append(target in desk_.cancelled)
+        found["solved"].append(desk_tasks.solved(task, desk_, agents.answer(talk)))
+    return {name: " ".join(str(int(x)) for x in row) for name, row in found.items()}
 
 
 if __name__ == "__main__":

@@ -146,10 +146,6 @@ def answer(talk: list[dict]) -> str:
     return talk[-1]["content"] if talk[-1]["role"] == "assistant" else ""
 
 
-def calls(talk: list[dict]) -> int:
-    return sum(message["role"] == "tool" for message in talk)
-
-
 def _question(text: str) -> str | None:
     try:
         name, arguments = read_call(text) or ("", {})

@@ -32,8 +32,8 @@ class Desk:
 
     split: whose customers, cities and products the orders have (``shop.values``). notes: what customers have written on
     their orders, by number. may_cancel: the numbers of the orders that may be cancelled in this session (None: all).
-    translate: makes a SQL query of a question (default: the course's model with ``shop-sql``). look_up: returns passage and
-    answer of a question on the handbook, or None (default: the course's search and its ranker).
+    translate: makes a SQL query of a question (default: ``to_sql``). look_up: returns passage and
+    answer of a question on the handbook, or None (default: ``in_handbook``).
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Desk:
     ):  # fmt: skip
         self.orders = _own_orders(split)
         self.notes, self.may_cancel, self.date = notes or {}, may_cancel, today
-        self.translate, self.look_up = translate or _translator(), look_up or _handbook()
+        self.translate, self.look_up = translate or to_sql, look_up or in_handbook
         self.cancelled: list[int] = []  # what this session has changed
         self.tickets: list[str] = []
         self.tools = {tool.__name__: tool for tool in (
@@ -161,41 +161,32 @@ def _own_orders(split: str) -> sqlite3.Connection:
 
 
 @functools.cache
-def _translator() -> Callable[[str], str]:
-    """Return the chat model with the adapter shop-sql, which is loaded when it is first asked."""
+def _sql_model():
+    from lecture_utils import downloads, finetuning, runtime
 
-    @functools.cache
-    def load():
-        from lecture_utils import downloads, finetuning, runtime
+    model, tokenizer = finetuning.load_finetuned(downloads.fetch("shop-sql"))
+    runtime.use_eager_attention_on_cpu(model)
+    return model, tokenizer
 
-        model, tokenizer = finetuning.load_finetuned(downloads.fetch("shop-sql"))
-        runtime.use_eager_attention_on_cpu(model)
-        return model, tokenizer
 
-    def translate(question: str) -> str:
-        from lecture_utils import evaluation
+def to_sql(question: str) -> str:
+    """Return the SQL that the chat model with the adapter shop-sql writes. It is loaded when it is first asked."""
+    from lecture_utils import evaluation
 
-        return evaluation.generate_answers(*load(), [question], max_new_tokens=64)[0]
-
-    return translate
+    return evaluation.generate_answers(*_sql_model(), [question], max_new_tokens=64)[0]
 
 
 @functools.cache
-def _handbook() -> Callable[[str], tuple[str, str] | None]:
-    """Return the search in the shop's handbook, which is loaded when it is first asked."""
+def _search():
+    from lecture_utils import search
 
-    @functools.cache
-    def load():
-        from lecture_utils import search
+    return search.shop_search()[0]
 
-        return search.shop_search()[0]
 
-    def look_up(question: str) -> tuple[str, str] | None:
-        place = load()
-        best, found = place.answer(question)
-        return (shop.handbook()[best]["title"], found.answer) if found.score > 0 else None
-
-    return look_up
+def in_handbook(question: str) -> tuple[str, str] | None:
+    """Return title and marked answer of the shop's best passage, or None if it does not answer the question."""
+    best, found = _search().answer(question)
+    return (shop.handbook()[best]["title"], found.answer) if found.score > 0 else None
 
 
 def server(desk: Desk):

@@ -181,9 +181,9 @@ def solve(task: Task, slots: dict, faults: random.Random | None = None) -> None:
 def templates(kind: str, split: str) -> list[str]:
     """Return the requests of a kind, with slots. Some are a question, and a second sentence that needs its answer."""
     tail = {"rules_times": "tail_times", "orders_percent": "tail_percent"}.get(kind)
-    if kind in ("orders", "rules") or tail:
-        return ["{question}" + (f" {text}" if tail else "") for text in (requests(split)[tail] if tail else [""])]
-    return requests(split)[kind]
+    if tail:
+        return ["{question} " + text for text in requests(split)[tail]]
+    return ["{question}"] if kind in ("orders", "rules") else requests(split)[kind]
 
 
 def tasks(split: str, of_each: int, seed: int = 0, faulty: float = 0.0, more: int = 1, several: int = 1) -> list[Task]:
@@ -210,17 +210,15 @@ def by_calls(among: list[Task], of_each: int, most: int = 4, seed: int = 0) -> l
 
 
 def step_right(task: Task, i: int, text: str) -> bool:
-    """Return whether a text is the right one after the first ``i`` calls of a task: a call with the same result at an ideal
-    desk, or an answer with the key."""
+    """Return whether a text is the right one after the first ``i`` calls of a task: the next call of its trace, or an answer
+    with the key."""
     try:
         call = agents.read_call(text)
     except ToolError:
         return False
-    if i == len(task.steps):
-        return call is None and (not task.key or data.contains_key(text, task.key))
-    if call is None or call[0] != task.steps[i][0]:
-        return False
-    return call[1] == task.steps[i][1]
+    if i < len(task.steps):
+        return call == task.steps[i][:2]
+    return call is None and (not task.key or data.contains_key(text, task.key))
 
 
 # --- attacks
