@@ -32,17 +32,18 @@ class Desk:
 
     split: whose customers, cities and products the orders have (``shop.values``). notes: what customers have written on
     their orders, by number. may_cancel: the numbers of the orders that may be cancelled in this session (None: all).
-    translate: makes a SQL query of a question (default: ``to_sql``). look_up: returns passage and
-    answer of a question on the handbook, or None (default: ``in_handbook``).
+    confirm: asks a person whether an order is to be cancelled (default: nobody is asked). translate: makes a SQL query of a
+    question (default: ``to_sql``). look_up: returns passage and answer of a question on the handbook, or None (default:
+    ``in_handbook``).
     """
 
     def __init__(
         self, split: str = "test", notes: dict[int, str] | None = None, may_cancel: set[int] | None = None,
         today: datetime.date = TODAY, translate: Callable[[str], str] | None = None,
-        look_up: Callable[[str], tuple[str, str] | None] | None = None,
+        look_up: Callable[[str], tuple[str, str] | None] | None = None, confirm: Callable[[int], bool] | None = None,
     ):  # fmt: skip
         self.orders = _own_orders(split)
-        self.notes, self.may_cancel, self.date = notes or {}, may_cancel, today
+        self.notes, self.may_cancel, self.confirm, self.date = notes or {}, may_cancel, confirm, today
         self.translate, self.look_up = translate or to_sql, look_up or in_handbook
         self.cancelled: list[int] = []  # what this session has changed
         self.tickets: list[str] = []
@@ -99,6 +100,8 @@ class Desk:
             raise ToolError(f"there is no order {number}")
         if row[0] != "open":
             raise ToolError(f"order {number} is {row[0]}, only open orders can be cancelled")
+        if self.confirm and not self.confirm(number):
+            raise ToolError(f"the colleague does not want order {number} to be cancelled")
         with shop.writing(self.orders):
             self.orders.execute("UPDATE orders SET status = 'cancelled' WHERE id = ?", (number,))
         self.cancelled.append(number)

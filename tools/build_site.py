@@ -8,6 +8,7 @@ notebooks as they are, and the pages of docs/ with their lists filled in. What a
 notebook looks like on its page is decided by ``prepare``, which docs/conf.py calls.
 """
 
+import base64
 import html
 import re
 import shutil
@@ -105,11 +106,30 @@ def references(notebooks: dict) -> str:
 
 def contents(stems: list[str]) -> str:
     """Return the table of notebooks on the first page."""
-    rows = ["| Notebook | Lecture |", "|---|---|"]
+    rows = ["| Notebook | After it you can … | Lecture | Minutes |", "|---|---|---|---|"]
     for stem in stems:
         plan = OUTLINE[stem]
-        rows.append(f"| [{stem[:2]} {plan['title']}]({stem}.ipynb) | {', '.join(plan['lecture'])} |")
+        title = plan.get("short", plan["title"])
+        cells = (f"[{stem[:2]} {title}]({stem}.ipynb)", plan["after"], ", ".join(plan["lecture"]), plan["minutes"][0])
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def minutes(numbers: str) -> str:
+    """Return how long notebooks run together, in words: of ``08 09`` or of ``all``."""
+    chosen = [plan for stem, plan in OUTLINE.items() if numbers == "all" or stem[:2] in numbers.split()]
+    total = sum(float(plan["minutes"][0].replace("½", ".5")) for plan in chosen)
+    return f"about {round(total)} minutes"
+
+
+def picture(notebooks: dict, stem: str, cell: str, source: Path) -> str:
+    """Write the figure of a notebook's cell into ``source`` and return the Markdown that shows it."""
+    found = next(c for c in notebooks[stem].cells if c.id == cell)
+    output = next(o for o in found.outputs if "image/png" in o.get("data", {}))
+    name = f"{stem[:2]}-{cell}.png"
+    (source / name).write_bytes(base64.b64decode(output.data["image/png"]))
+    alt = " ".join(output.metadata["image/png"]["alt"].split())
+    return f"[![{alt}]({name})]({stem}.ipynb)"
 
 
 def assemble(source: Path) -> None:
@@ -129,6 +149,8 @@ def assemble(source: Path) -> None:
         page = re.sub(r"(?<=\]\()(\.\./)?notebooks/", "", path.read_text(encoding="utf-8"))
         for mark, text in filled.items():
             page = page.replace(mark, text)
+        page = re.sub(r"<!-- minutes ([^>]+) -->", lambda found: minutes(found[1]), page)
+        page = re.sub(r"<!-- figure (\S+) (\S+) -->", lambda found: picture(notebooks, *found.groups(), source), page)
         (source / path.name).write_text(page, encoding="utf-8")
     (source / "references.md").write_text(references(notebooks), encoding="utf-8")
 
