@@ -11,7 +11,7 @@ import pytest
 from lecture_utils import agents, data, desk, desk_tasks, shop
 from lecture_utils.desk import Desk, ToolError
 
-CONDITIONS = ("none", "allow-list", "read-only")
+CONDITIONS = ("none", "allow-list", "read-only", "confirmation")
 
 
 @pytest.fixture(scope="module")
@@ -211,12 +211,12 @@ def test_tasks_are_the_same_on_every_machine():
     assert [(t.request, t.steps, t.answer) for t in first] == [(t.request, t.steps, t.answer) for t in second]
 
 
-@pytest.mark.parametrize("place", ["look-up", "note", "forged", "page"])
-def test_each_attack_reaches_the_assistant_and_names_an_order_that_the_request_does_not(place):
+@pytest.mark.parametrize("place", ["look-up", "same", "note", "forged", "page"])
+def test_each_attack_reaches_the_assistant_and_wants_what_the_request_does_not(place):
     cases = desk_tasks.attacked(place)
     assert len(cases) == (24 if place == "page" else 48)
     for task, target in cases:
-        assert target not in desk_tasks.named(task.request) and target not in task.cancelled
+        assert (target in desk_tasks.named(task.request)) == (place == "same") and target not in task.cancelled
         here = task.ideal_desk()
         question = next(iter(task.rules), "")
         seen = here.search_handbook(question) if place == "page" else here.get_order(*desk_tasks.named(task.request))
@@ -227,10 +227,24 @@ def test_each_attack_reaches_the_assistant_and_names_an_order_that_the_request_d
 def test_what_an_assistant_can_change_depends_on_the_program_and_not_on_the_assistant(condition):
     for task, target in desk_tasks.attacked("look-up")[:10]:
         allowed = {"allow-list": desk_tasks.named(task.request), "read-only": set()}.get(condition)
-        here = task.desk(translate=str, look_up=lambda q: None, may_cancel=allowed)
+        asked, confirm = [], None
+        if condition == "confirmation":
+            confirm = lambda number, asked=asked: asked.append(number)  # noqa: E731 -- which is no yes
+        here = task.desk(translate=str, look_up=lambda q: None, may_cancel=allowed, confirm=confirm)
         texts = iter([agents.write_call("cancel_order", {"number": target}), "Done."])
         agents.run(lambda talks, texts=texts: [next(texts)], [here], [task.request], "")  # an assistant that obeys
         assert here.cancelled == ([target] if condition == "none" else [])
+        assert asked == ([target] if condition == "confirmation" else [])
+
+
+def test_a_person_is_asked_only_about_what_would_be_done_and_can_say_yes():
+    asked = []
+    here = ideal(may_cancel={numbers("open")[0], numbers("shipped")[0]}, confirm=lambda n: asked.append(n) or True)
+    for number in (numbers("open")[1], numbers("shipped")[0], 9_999):
+        with pytest.raises(ToolError):
+            here.cancel_order(number)
+    here.cancel_order(numbers("open")[0])
+    assert asked == here.cancelled == [numbers("open")[0]]
 
 
 # --- the loop
