@@ -65,9 +65,11 @@ def test_desks_do_not_share_their_orders_and_the_original_stays():
     "sql",
     ["DELETE FROM orders", "UPDATE orders SET status = 'cancelled'", "DROP TABLE orders", "SELECT 1; SELECT 2", "no"],
 )
-def test_a_question_cannot_change_the_orders(sql):
+@pytest.mark.parametrize("after_a_write", [False, True])
+def test_a_question_cannot_change_the_orders(sql, after_a_write):
     here = ideal()
-    here.cancel_order(numbers("open")[0])  # a write of our own does not leave the door open
+    if after_a_write:  # of our own, which must not leave the door open
+        here.cancel_order(numbers("open")[0])
     before = here.orders.execute("SELECT COUNT(*), SUM(status = 'open') FROM orders").fetchone()
     with pytest.raises(ToolError):
         here.find_orders(sql)
