@@ -327,8 +327,16 @@ def test_the_grammar_allows_exactly_the_valid_texts(tasks, tokenizer):
 
 
 def test_numbers_that_a_request_names():
-    assert desk_tasks.named("Cancel 1234, and 5678. Not 12345 or 249.90 or 1234.50") == {1234, 5678}
+    assert desk_tasks.named("Cancel 1234, and 5678. Not 98765 or 249.90 or 4321.50") == {1234, 5678}
     assert desk_tasks.named("What is 12 % of 249.90?") == set()
+
+
+def test_a_step_is_right_if_it_is_the_next_of_the_trace(tasks):
+    task = next(t for t in tasks if t.kind == "per_piece")
+    calls = [agents.write_call(name, arguments) for name, arguments, _ in task.steps]
+    for i, text in enumerate([*calls, task.answer]):
+        for other in [*calls, task.answer, "I do not know.", "{", calls[0].replace("get_order", "cancel_order")]:
+            assert desk_tasks.step_right(task, i, other) == (other == text)
 
 
 def test_the_card_counts_what_is_there():
