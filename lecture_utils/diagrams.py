@@ -151,3 +151,35 @@ class Diagram:
     def show(self, alt: str) -> None:
         """Display the diagram with its alternative text."""
         plotting.show_figure(self.figure, alt)
+
+
+STOPS = ("language\nmodels", "architecture", "pretraining", "supervised\nfinetuning", "human\nfeedback", "LoRA",
+         "quantization", "QLoRA", "retrieval", "prompting", "limits and\nethics", "foundation\nmodels", "evaluation",
+         "reasoning", "agents")  # fmt: skip
+HANDED_ON = ("next\ntoken", "a block", "base\nmodel", "an assistant", "memory\nbill", "an\nadapter", "4 bits",
+             "a model that has learned a task", "facts in\nthe prompt", "measured\nhabits", "what is\ninherited",
+             "a claim\nto test", "a measure", "a policy")  # fmt: skip
+
+
+def course_map(path: tuple[int, ...] = ()) -> None:
+    """Draw the notebooks of the course, and what each hands on to the next. ``path``: those with a thick frame."""
+    d = Diagram(9.6, 5.7)
+    columns, kinds, boxes = (0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 2, 3, 3, 2, 1), ("data", "trained", "good", "frozen"), []
+    for i, (x, stop) in enumerate(zip(columns, STOPS, strict=True)):
+        text = f"{i + 1:02}\n{stop}"
+        boxes.append(d.box(1.2 + 2.2 * x, 4.6 - 1.45 * (i // 4), text, 1.3, 0.85, kinds[i // 4]))
+        if i + 1 in path:
+            d.axes.patches[-1].set(linewidth=3.5, linestyle="-")
+    for here, there, what in zip(boxes, boxes[1:], HANDED_ON, strict=False):
+        d.arrow(here, there)
+        (x, y), (u, v) = here.center, there.center
+        side = "center" if y == v else "left" if x < 4 else "right"
+        at = (x + u) / 2 + {"center": 0, "left": 0.1, "right": -0.1}[side]
+        d.text(at, (y + v) / 2 + 0.27 * (y == v), what, 7, side)
+    for row, name in enumerate(("making", "adapting", "using and\njudging", "after\n2023")):
+        d.text(0.55, 5.02 - 1.45 * row, name, weight="bold")
+    chosen = f" {', '.join(f'{n:02}' for n in path)} have a thick frame." if path else ""
+    d.show(
+        "A map of the notebooks in rows of four, joined by arrows in order: making, adapting, using and judging, and what "
+        "came after 2023, which is evaluation, reasoning and agents." + chosen
+    )

@@ -1,6 +1,6 @@
 import pytest
 
-from lecture_utils import diagrams
+from lecture_utils import data, diagrams
 
 
 @pytest.fixture
@@ -44,3 +44,12 @@ def test_kinds_differ_without_colour_and_a_wrong_one_is_refused(diagram):
 def test_show_needs_a_description(diagram):
     with pytest.raises(AssertionError):
         diagram.show("")
+
+
+def test_the_map_has_every_notebook_and_thick_frames_for_a_path(monkeypatch):
+    shown = []
+    monkeypatch.setattr(diagrams.plotting, "show_figure", lambda figure, alt: shown.append((figure.axes[0], alt)))
+    assert len(diagrams.STOPS) == len(data.outline()) == len(diagrams.HANDED_ON) + 1
+    diagrams.course_map(path=(1, 8))
+    ((axes, alt),) = shown
+    assert sum(patch.get_linewidth() == 3.5 for patch in axes.patches) == 2 and "01, 08 have a thick frame" in alt
