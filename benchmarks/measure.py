@@ -7,7 +7,6 @@ each counts, so that what else the machine does hits all alike. Writes results.m
 
 import dataclasses
 import datetime
-import json
 import os
 import platform
 import subprocess
@@ -40,7 +39,6 @@ from lecture_utils.training import autocast
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).with_name("results.md")
-KEPT = ROOT / "build" / "bench.json"  # the rows of each section
 PROMPT, NEW, ROUNDS = 32, 64, 3
 
 
@@ -243,8 +241,7 @@ EXPLAINED = """
   has fewer and larger products, *plain* is the Llama of notebook 02, and *int8* stores its weights in 8 bits.
 - **forward and backward**: one step of training from random weights on 4 texts of 256 tokens.
 - **finetuning with QLoRA**: the same pairs, adapter and batch size in all rows, counted in tokens of the answers. *TRL, our
-  settings* is TRL's own trainer, with the loss on the answers and without gradient checkpointing, as TRL's documentation
-  recommends where memory allows it. *The lecture's settings* are those of 2023, with the loss on all tokens, rows in
+  settings* is TRL's own trainer, with the loss on the answers and without gradient checkpointing. *The lecture's settings* are those of 2023, with the loss on all tokens, rows in
   random order and gradient checkpointing. Packing with FlashAttention, Liger kernels and unsloth need a GPU.
 - **searching**: a hundred questions, by words in the course's text, and by meaning among 100,000 vectors.
 - **importing**: in a new process, so the ratio says how many times longer another import takes.
@@ -309,26 +306,23 @@ def fast_dtypes() -> list[torch.dtype]:
 
 
 def main(wanted: list[str]) -> None:
-    """Measure the sections that are wanted, or all, and write results.md if all are there. Each is kept in build/ as soon as
-    it is done."""
+    """Measure all sections and write results.md, or measure and print only those that are wanted."""
     runtime.quiet()
-    kept = json.loads(KEPT.read_text(encoding="utf-8")) if wanted and KEPT.exists() else {}
+    found = {}
     for name, measure in sections().items():
         if not wanted or name in wanted:
             torch.manual_seed(0)
-            kept[name] = measure()
-            KEPT.parent.mkdir(exist_ok=True)
-            KEPT.write_text(json.dumps(kept), encoding="utf-8")
-            print(as_markdown(kept[name]), flush=True)
-    if kept.keys() < sections().keys():
+            found[name] = measure()
+            print(as_markdown(found[name]), flush=True)  # at once: a later section may fail
+    if wanted:
         return
+    quality, speed = found.pop("quality"), sum(found.values(), [])
     head = (
         f"# Benchmarks\n\nMeasured {datetime.date.today().isoformat()} with `make bench` on {os.cpu_count()} cores "
         f"({platform.machine()}, {'with' if len(fast_dtypes()) > 1 else 'without'} fast bf16), torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads. The ratios hold for one machine. The tokens (or questions) per second are for orientation.\n"
     )
-    speed = [row for name in sections() if name != "quality" for row in kept[name]]
-    RESULTS.write_text(f"{head}\n{as_markdown(speed)}\n\n{as_markdown(kept['quality'])}\n{EXPLAINED}", encoding="utf-8")
+    RESULTS.write_text(f"{head}\n{as_markdown(speed)}\n\n{as_markdown(quality)}\n{EXPLAINED}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -164,10 +164,12 @@ HANDED_ON = ("next\ntoken", "a block", "base\nmodel", "an assistant", "memory\nb
 def course_map(path: tuple[int, ...] = ()) -> None:
     """Draw the notebooks of the course, and what each hands on to the next. ``path``: those with a thick frame."""
     d = Diagram(9.6, 5.7)
-    columns, kinds, boxes = (0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 2, 3, 3, 2, 1), ("data", "trained", "good", "frozen"), []
-    for i, (x, stop) in enumerate(zip(columns, STOPS, strict=True)):
+    kinds, boxes = ("data", "trained", "good", "frozen"), []
+    for i, stop in enumerate(STOPS):
+        row, column = divmod(i, 4)
+        x = 3 - column if row % 2 else column  # every second row runs back
         text = f"{i + 1:02}\n{stop}"
-        boxes.append(d.box(1.2 + 2.2 * x, 4.6 - 1.45 * (i // 4), text, 1.3, 0.85, kinds[i // 4]))
+        boxes.append(d.box(1.2 + 2.2 * x, 4.6 - 1.45 * row, text, 1.3, 0.85, kinds[row]))
         if i + 1 in path:
             d.axes.patches[-1].set(linewidth=3.5, linestyle="-")
     for here, there, what in zip(boxes, boxes[1:], HANDED_ON, strict=False):
