@@ -8,7 +8,7 @@ import contextlib
 import os
 import time
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 # torch's threads wait for each other in a loop that keeps their core busy, for up to 300,000 iterations. This is best
 # if they have the machine to themselves. If another program needs one of two cores, however, a waiting thread occupies

@@ -36,8 +36,7 @@ def tokenize_pairs(pairs, tokenizer, recipe: Recipe):
 def completion_trainer(**settings):
     """Return TRL's SFTTrainer with changes for small machines. Its loss runs the output head only on the positions of
     the answers. Its adapter stays in fp32, because TRL casts a 4-bit model's adapter to bf16, which a T4 only emulates.
-    With mixed precision, the inputs of adapted layers are not cast to fp32 first (a quarter of a GB in notebook 08). On
-    a CPU, freed memory is returned every 20 steps, because rows of ever new lengths leave gaps in the heap (0.3 GB)."""
+    With mixed precision, the inputs of adapted layers are not cast to fp32 first (a quarter of a GB in notebook 08)."""
     from trl import SFTTrainer
 
     class CompletionTrainer(SFTTrainer):
@@ -53,11 +52,6 @@ def completion_trainer(**settings):
                 return super().train(*args, **kwargs)
             finally:
                 cast_inputs(self.model, True)
-
-        def training_step(self, *args, **kwargs):
-            if self.state.global_step % 20 == 0 and runtime.device() == "cpu":
-                runtime.trim_memory()
-            return super().training_step(*args, **kwargs)
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             if return_outputs or not self.completion_only_loss:

@@ -77,7 +77,7 @@ def test_version_stands_once():
     import lecture_utils
 
     assert f"version: {lecture_utils.__version__}\n" in (ROOT / "CITATION.cff").read_text()
-    assert f"## {lecture_utils.__version__}," in (ROOT / "CHANGELOG.md").read_text()
+    assert f"## [{lecture_utils.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_links_point_at_the_one_address():
