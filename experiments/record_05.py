@@ -40,7 +40,7 @@ def begin(seed: int = 0):
     runtime.seed_everything(seed)
     model, tokenizer = finetuning.load_finetuned(downloads.fetch("lecture-manners"), merge=True)
     runtime.use_eager_attention_on_cpu(model)
-    pairs = feedback.pairs_of_people("more")
+    pairs = feedback.readers_pairs("more")
     people = ppo.fit_reward_model(*ppo.features_of(model, tokenizer, pairs, LAYER).values(), LAYER)
     return model, tokenizer, people
 
@@ -123,7 +123,7 @@ def train_with_dpo(policy, tokenizer, seed: int) -> None:
 
     rows = [
         {"prompt": data.chat(pair["question"])} | {w: data.chat("", pair[w])[1:] for w in ("chosen", "rejected")}
-        for i, pair in enumerate(feedback.pairs_of_people("more"))
+        for i, pair in enumerate(feedback.readers_pairs("more"))
         if i % 6 < 3
     ]
     arguments = DPOConfig(

@@ -158,7 +158,7 @@ STOPS = ("language\nmodels", "architecture", "pretraining", "supervised\nfinetun
          "reasoning", "agents")  # fmt: skip
 HANDED_ON = ("next\ntoken", "a block", "base\nmodel", "an assistant", "memory\nbill", "an\nadapter", "4 bits",
              "a model that has learned a task", "facts in\nthe prompt", "measured\nhabits", "what is\ninherited",
-             "a claim\nto test", "a measure", "a policy")  # fmt: skip
+             "a claim\nto test", "a measure", "written\nsteps")  # fmt: skip
 
 
 def course_map(path: tuple[int, ...] = ()) -> None:

@@ -58,7 +58,7 @@ def agrees(reply: str) -> bool:
     return _AGREES.match(reply.strip()) is not None
 
 
-def rankings_of_people(part: str, reader: str = "A") -> list[dict]:
+def readers_rankings(part: str, reader: str = "A") -> list[dict]:
     """Return how a reader has ranked replies sampled from the clerks' model: the question, its situation, and the ranking
     of four replies, best first. part: ``more`` (180 messages of ``replies``) or ``dev`` (36, which a second reader, ``B``,
     has ranked as well)."""
@@ -66,11 +66,11 @@ def rankings_of_people(part: str, reader: str = "A") -> list[dict]:
     return [row for row in rows if (row["part"], row["reader"]) == (part, reader)]
 
 
-def pairs_of_people(part: str, reader: str = "A") -> list[dict]:
+def readers_pairs(part: str, reader: str = "A") -> list[dict]:
     """Return the six pairs of each ranking: question, situation, chosen and rejected reply."""
     return [
         {"question": row["question"], "situation": row["situation"], "chosen": better, "rejected": worse}
-        for row in rankings_of_people(part, reader)
+        for row in readers_rankings(part, reader)
         for better, worse in itertools.combinations(row["ranking"], 2)
     ]
 

@@ -93,7 +93,7 @@ def lora_config(recipe: Recipe):
 
 def hardware_arguments(recipe: Recipe) -> dict:
     """Return those arguments of SFTConfig that depend on the machine: the precision, the device, the optimizer, and the
-    padding to a multiple of 16. On a CPU, the matrix products keep some memory for every new length of the rows, so
+    padding to a multiple of 8. On a CPU, the matrix products keep some memory for every new length of the rows, so
     fewer lengths save 0.6 GB in notebook 08 and cost no time. The progress bar is always shown (by default, this depends
     on the logging level)."""
     import torch
@@ -102,7 +102,7 @@ def hardware_arguments(recipe: Recipe) -> dict:
     return dict(
         optim=recipe.optimizer if cuda else "adamw_torch_fused", use_cpu=not cuda, dataloader_pin_memory=cuda,
         fp16=dtype == torch.float16, bf16=dtype == torch.bfloat16,
-        gradient_checkpointing=recipe.gradient_checkpointing, pad_to_multiple_of=16, report_to="none", disable_tqdm=False,
+        gradient_checkpointing=recipe.gradient_checkpointing, pad_to_multiple_of=8, report_to="none", disable_tqdm=False,
     )  # fmt: skip
 
 

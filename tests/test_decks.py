@@ -39,12 +39,58 @@ def test_arrangement(path):
     titles = OUTLINE[path.stem]["headings"].values()
     assert found == [(f"{int(path.stem[:2])}.{i}", title) for i, title in enumerate(titles, 1)]
     assert not [cell for cell in cells if slide_type(cell) == "skip"]
-    shown = [cell for cell in cells if slide_type(cell) != "notes"]
+    shown = [cell for cell in cells if slide_type(cell) not in ("notes", "text")]
     for cell, following in zip(shown, shown[1:], strict=False):
         if cell.cell_type == "markdown" and decks.PREDICT in cell.source:
             assert slide_type(following) != "-", f"the answer is on the slide with the question: {cell.source[:60]!r}"
     assert not [cell for cell in cells if "exercises.check" in cell.source], "a check shows the answer"
     assert not [c for c in shown if c.cell_type == "markdown" and re.search(r"\]\(\d\d_\w+\.ipynb", c.source)]
+
+
+def test_brief_keeps_whole_sentences_and_what_they_lean_on():
+    filler = "The weather in this town is mild and pleasant on most days of the long year. " * 5
+    text = f"""## A heading
+
+A cat sat on the mat. {filler}
+
+{filler}A dog came in. It barked at **the animal**, as dogs do.
+
+$$a = b$$
+
+```python
+x = 1
+
+y = 2
+```
+
+{decks.PREDICT} Who runs away?
+
+> **The 2023 lecture** says that dogs fly. {filler}
+
+{filler}Here is the end:"""
+    short = decks.brief(text)
+    kept = ["## A heading", "A cat sat on the mat.", "A dog came in. It barked at **the animal**, as dogs do.",
+            "$$a = b$$", "```python\nx = 1\n\ny = 2\n```", "Who runs away?", "Here is the end:"]  # fmt: skip
+    assert all(part in short for part in kept) and "dogs fly" not in short
+    assert [short.index(part) for part in kept] == sorted(short.index(part) for part in kept)
+    assert decks.words(short) < decks.WORDS + 20 < decks.words(text)
+    assert decks.brief(kept[2]) == kept[2]
+
+
+def test_slides_are_short_and_the_notes_hold_the_whole_text(path):
+    """Beside headings, formulas, code, tables and predictions, a text has about 60 words, or is one sentence."""
+    whole = {cell.id: cell.source for cell in lecture.offline(nbformat.read(path, as_version=4), ".html", "#/").cells}
+    cells = decks.arrange(nbformat.read(path, as_version=4), path.stem).cells
+    for i, cell in enumerate(cells[3:], 3):
+        if cell.cell_type != "markdown" or slide_type(cell) in ("notes", "text"):
+            continue
+        parts = [
+            b for b in decks.blocks(cell.source) if not re.match(r"#|<a |\$\$|```|\|", b) and decks.PREDICT not in b
+        ]
+        assert sum(map(decks.words, parts)) <= decks.WORDS or len(parts) < 3, cell.source
+        if len(cell.source) < 0.9 * len(whole.get(cell.id, "")):
+            [text] = [c.source for c in cells[i + 1 : i + 3] if slide_type(c) == "text"]
+            assert whole[cell.id].strip().endswith(text[-100:])
 
 
 def test_speaker_notes_are_those_of_the_outline():

@@ -59,23 +59,23 @@ def test_agreement_is_told_from_contradiction():
 
 
 def test_rankings_are_of_replies_to_messages_that_no_model_has_seen():
-    dev, more = feedback.rankings_of_people("dev"), feedback.rankings_of_people("more")
-    assert len(dev) == len(feedback.rankings_of_people("dev", "B")) == 36 and len(more) == 180
+    dev, more = feedback.readers_rankings("dev"), feedback.readers_rankings("more")
+    assert len(dev) == len(feedback.readers_rankings("dev", "B")) == 36 and len(more) == 180
     for part, rows in (("dev", dev), ("more", more)):
         situations = {row["question"]: row["situation"] for row in replies.pairs(part)}
         assert {row["question"]: row["situation"] for row in rows} == situations
         assert all(len(set(row["ranking"])) == 4 for row in rows)
     by_reader = [
-        {row["question"]: set(row["ranking"]) for row in feedback.rankings_of_people("dev", reader)} for reader in "AB"
+        {row["question"]: set(row["ranking"]) for row in feedback.readers_rankings("dev", reader)} for reader in "AB"
     ]
     assert by_reader[0] == by_reader[1]
 
 
 def test_pairs_are_ordered_as_the_rankings():
     place = {}
-    for row in feedback.rankings_of_people("more"):
+    for row in feedback.readers_rankings("more"):
         place |= {(row["question"], reply): i for i, reply in enumerate(row["ranking"])}
-    pairs = feedback.pairs_of_people("more")
+    pairs = feedback.readers_pairs("more")
     assert len(pairs) == 6 * 180
     assert all(place[p["question"], p["chosen"]] < place[p["question"], p["rejected"]] for p in pairs)
 

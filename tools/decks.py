@@ -24,6 +24,87 @@ FOLDER = lecture.BUILD / "slides"
 NOTES = lecture.ROOT / "docs" / "speaker_notes.toml"
 ANCHOR = re.compile(r'(<a id="([a-z0-9-]+)"></a>\n\n)## (.+)')
 PREDICT = "**Predict first.**"
+WORDS = 60  # of prose on a slide
+# A sentence that begins like this is not understood without the one before it.
+LEANS = re.compile(
+    r"(But|And|So|Therefore|Then|Thus|Yet|However|Otherwise|Instead|Afterwards|This|These|That|Those|They|Their|It|Its|"
+    r"He|She|His|Her|Such|Both|Neither|Second|Third|For example|In other words|In the (first|second|third|other|others)|"
+    r"The (first|second|third|other|others|latter|reason|result|same|two))\b"
+)
+POINTS = re.compile(r"\b(it|its|they|them|their|this|these|those|such)\b")
+ENDS = re.compile(r"(?<! v)(?<!al)[.!?][\"”*)]*\s+(?=[A-Z\"“*`\[$])")
+LIST = re.compile(r"(?m)^(- |\d+\. )")
+
+
+def leans(sentence: str) -> bool:
+    """Say whether a sentence seems to need the one before it, by its first words."""
+    return bool(LEANS.match(sentence) or POINTS.search(" ".join(sentence.split()[:8])))
+
+
+def words(text: str) -> int:
+    """Count the words that a reader sees; a formula or a piece of code is one."""
+    text = re.sub(r"<[^>]+>|\]\([^)]+\)", "", re.sub(r"`[^`]+`|\$[^$]+\$", "x", text))
+    return len(text.split())
+
+
+def sentences(text: str) -> list[str]:
+    """Split a paragraph; a lead-in in bold stays with its sentence."""
+    found, start = [], 0
+    for end in [match.end() for match in ENDS.finditer(text)] + [len(text)]:
+        if not re.fullmatch(r"\W*\*\*[^*]+\*\*\s*", text[start:end]):
+            found.append(text[start:end].strip())
+            start = end
+    return [*found, text[start:]] if text[start:].strip() else found
+
+
+def blocks(source: str) -> list[str]:
+    """Split Markdown at its empty lines, but not inside a piece of code."""
+    found: list[str] = []
+    for block in re.split(r"\n\n+", source.strip()):
+        if found and found[-1].count("```") % 2:
+            found[-1] += f"\n\n{block}"
+        else:
+            found.append(block)
+    return found
+
+
+def brief(source: str) -> str:
+    """Return the text for a slide: all of it if it is short, else whole sentences of about ``WORDS`` words together.
+
+    Headings, formulas, tables, code and predictions stay. Of the rest, the first sentence comes first, then those that
+    define a term (in bold), the last one, which leads to the next cell, boxes, lists, and the beginnings of paragraphs.
+    """
+    if words(source) <= WORDS:
+        return source
+    kept, units = {}, []  # the blocks that stay; (block, text, rank, whether it needs the unit before)
+    for number, block in enumerate(blocks(source)):
+        if re.match(r"#|<a |\$\$|```|\||!\[", block) or PREDICT in block:
+            kept[number] = [block]
+        elif block.startswith(">"):
+            units.append((number, block, 3, False))
+        elif LIST.match(block):
+            items = re.split(r"\n(?=- |\d+\. )", block)
+            units.append((number, "\n".join(sentences(item)[0] for item in items), 3, bool(units)))
+        else:
+            for j, text in enumerate(sentences(block)):
+                rank = 1 if "**" in text else 4 if j == 0 else 5
+                units.append((number, text, rank, bool(units and leans(text))))
+    if not units:
+        return source
+    rank = {k: unit[2] for k, unit in enumerate(units)} | {0: 0}
+    if units[-1][1].endswith((":", "?")):
+        rank[len(units) - 1] = 2
+    chosen: set[int] = set()
+    for k in sorted(rank, key=lambda k: (rank[k], k)):
+        needed = {k}
+        while units[min(needed)][3]:
+            needed.add(min(needed) - 1)
+        total = sum(words(units[n][1]) for n in chosen | needed)
+        if not chosen or total <= (WORDS if rank[k] < 5 else WORDS / 2):
+            chosen |= needed
+    for k in sorted(chosen):
+        kept.setdefault(units[k][0], []).append(units[k][1])
+    return "\n\n".join(" ".join(kept[number]) for number in sorted(kept))
 
 
 def markdown(source: str, slide_type: str):
@@ -31,9 +112,10 @@ def markdown(source: str, slide_type: str):
 
 
 def arrange(notebook, stem: str):
-    """Return a copy as a deck wants it: a title slide, numbered sections, notes, no skipped cells.
+    """Return a copy as a deck wants it: a title slide, numbered sections, notes, no skipped cells, short texts.
 
-    What follows a prediction is a step of its own, so that the hall can guess before it sees.
+    What follows a prediction is a step of its own, so that the hall can guess before it sees. A text that is too long
+    for a slide is shortened, and the whole of it goes to the notes.
     """
     copy = lecture.offline(notebook, suffix=".html", anchor="#/")
     notes = tomllib.loads(NOTES.read_text(encoding="utf-8")).get(stem, {}) if NOTES.exists() else {}
@@ -43,7 +125,9 @@ def arrange(notebook, stem: str):
     cells = [markdown(f"{title}\n\n{about}", "slide")]
     if start := notes.get("start"):
         cells.append(markdown(start, "notes"))
-    cells.append(markdown(f"### In this notebook\n\n{plan}", "subslide"))
+    will = "\n".join(line for line in plan.splitlines() if line.startswith("- **You will"))
+    cells.append(markdown(f"### In this notebook\n\n{will}", "subslide"))
+    cells.append(markdown(plan, "text"))
     section, predicted = 0, False
     for cell in copy.cells[1:]:
         slide_type = cell.metadata.slideshow.slide_type
@@ -51,6 +135,10 @@ def arrange(notebook, stem: str):
             continue
         if predicted and slide_type == "-":
             cell.metadata.slideshow.slide_type = "fragment"
+        whole = cell.source
+        if cell.cell_type == "markdown":
+            cell.source = brief(whole)
+        shortened = cell.source != whole
         cells.append(cell)
         predicted = cell.cell_type == "markdown" and PREDICT in cell.source
         if cell.cell_type == "markdown" and (found := ANCHOR.search(cell.source)):
@@ -59,6 +147,9 @@ def arrange(notebook, stem: str):
             cell.source = ANCHOR.sub(lambda m, number=number: f"{m[1]}## {number} {m[3]}", cell.source)
             if note := notes.get(found[2]):
                 cells.append(markdown(note, "notes"))
+            whole = whole[found.end() :].strip()
+        if shortened:
+            cells.append(markdown(f"*The text of the notebook:*\n\n{whole}", "text"))
     copy.cells = cells
     return copy
 

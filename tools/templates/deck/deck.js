@@ -3,6 +3,7 @@
 (async () => {
   const ROOM = 604;        // pixels for a slide's content, of 720
   const LEAST = 0.8;       // a single block is cut in pieces when it would have to be made smaller than this
+  const WORDS = 75;        // of prose on a page, unless a single paragraph has more
   const SMALLEST = 0.7;    // and several never share a slide at a smaller size
   const root = document.documentElement, query = new URLSearchParams(location.search);
   root.dataset.theme = query.has("dark") ? "dark" : "light";
@@ -49,6 +50,10 @@
     const type = cell.dataset.slide, parts = partsOf(cell);
     if (type === "notes") {
       sections.at(-1).at(-1).notes.push(cell.querySelector(".jp-RenderedMarkdown").innerHTML);
+      continue;
+    }
+    if (type === "text") { // the whole text of the cell before, for the notes of the page on which it ends
+      sections.at(-1).at(-1).parts.at(-1).note = cell.querySelector(".jp-RenderedMarkdown").innerHTML;
       continue;
     }
     if (type === "slide" || !sections.length) sections.push([]);
@@ -113,11 +118,15 @@
   function paginate(parts) {
     parts = parts.flatMap((part) => (height([part]) > ROOM / LEAST ? cut(part) : [part]));
     height(parts);
+    const prose = parts.map(({ node, kind }) => (kind === "text" && !node.matches("table, .highlight, pre") ? node.textContent.trim().split(/\s+/).length : 0));
     const boxes = parts.map(({ node }) => node.getBoundingClientRect());
     const best = [{ cost: 0 }];
     for (let end = 1; end <= parts.length; end += 1) {
       best[end] = { cost: Infinity };
+      let words = 0;
       for (let start = end - 1; start >= 0; start -= 1) {
+        words += prose[start];
+        if (words > WORDS && words > prose[start] && prose[start]) break;
         const full = (boxes[end - 1].bottom - boxes[start].top) / ROOM;
         if (full > 1 / SMALLEST && end - start > 1) break;
         const cost = best[start].cost + 1 + (full > 1 ? (5 * (1 - 1 / full)) ** 2 : Math.max(0, 0.4 - full)) +
@@ -166,7 +175,8 @@
         const section = compose(parts, parts.some((part) => part.node.matches("h1, h2")) ? "" : name);
         if (p === 0 && slide.anchor) section.id = slide.anchor;
         if (parts.some((part) => part.node.matches("h1"))) section.classList.add("title");
-        if (p === 0) slide.notes.forEach((html) => { const aside = element("aside", "notes"); aside.innerHTML = html; section.append(aside); });
+        const notes = [...(p === 0 ? slide.notes : []), ...new Set(parts.map((part) => part.note).filter(Boolean))];
+        if (notes.length) { const aside = element("aside", "notes"); aside.innerHTML = notes.join(""); section.append(aside); }
         stack.append(section);
       });
     });
