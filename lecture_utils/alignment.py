@@ -10,9 +10,6 @@ import itertools
 import torch
 from torch.nn import functional as F
 
-# Llama 2, Table 27: the margin between two rewards by the strength of the preference (1 to 4).
-MARGINS = {"small": (0.0, 1 / 3, 2 / 3, 1.0), "large": (0.0, 1.0, 2.0, 3.0)}
-
 
 def bradley_terry_loss(chosen: torch.Tensor, rejected: torch.Tensor, margin: torch.Tensor | float = 0.0):
     """Return the mean of -log sigmoid(chosen - rejected - margin) for rewards (B,) of the chosen and the rejected

@@ -69,13 +69,6 @@ def escape_control_characters(text: str) -> str:
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-def escape_markdown(text: str) -> str:
-    """Return a text that Markdown shows unchanged: without markup, HTML or links, and without images, whose addresses
-    would be requested as soon as the text is displayed."""
-    text = escape_control_characters(text)
-    return re.sub(r"[\\`*_{}\[\]()#+!|<>~&$@:.=-]", lambda match: f"&#{ord(match[0])};", text)
-
-
 def _escaped(text) -> str:
     return html.escape(escape_control_characters(str(text)))
 

@@ -58,10 +58,6 @@ class RewardModel:
         """Return the rewards (B,) of features (B, width), with mean 0 and variance 1 over the training pairs."""
         return ((features - self.mean) / self.scale @ self.weight - self.offset) / self.unit
 
-    def win_probability(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """Return the Bradley-Terry probability (B,) that the first answer is preferred; features (B, width) each."""
-        return (self.unit * (self(one) - self(other))).sigmoid()
-
 
 def fit_reward_model(chosen, rejected, layer: int, decay: float = 0.03) -> RewardModel:
     """Return the reward model that maximises the likelihood under the Bradley-Terry model, for features (pairs, width)

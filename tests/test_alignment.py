@@ -53,10 +53,6 @@ def test_llama2_rule_switches_at_its_threshold():
     assert got.mean().abs() < 1e-6 and got.var(correction=0).item() == pytest.approx(1, abs=1e-5)
 
 
-def test_margins_are_those_of_the_paper():
-    assert alignment.MARGINS["small"] == (0.0, 1 / 3, 2 / 3, 1.0) and alignment.MARGINS["large"] == (0, 1, 2, 3)
-
-
 def test_whitening_ignores_what_the_mask_hides():
     mask, g = ragged()
     x = torch.randn(mask.shape, generator=g) * 3 + 5

@@ -148,10 +148,9 @@ def test_fit_reward_separates_what_can_be_separated():
     assert (model(chosen[150:]) > model(rejected[150:])).float().mean() > 0.8
     both = model(torch.cat((chosen[:150], rejected[:150])))
     assert both.mean().abs() < 1e-4 and both.std().item() == pytest.approx(1, abs=1e-3)
-    sure = model.win_probability(chosen[150:], rejected[150:])
-    assert torch.equal(sure > 0.5, model(chosen[150:]) > model(rejected[150:]))
     apart = (chosen - rejected)[150:] / model.scale
-    assert torch.allclose(sure, (apart @ model.weight).sigmoid(), atol=1e-4)  # the unit is taken out again
+    logits = model.unit * (model(chosen[150:]) - model(rejected[150:]))  # of Bradley and Terry's probability
+    assert torch.allclose(logits, apart @ model.weight, atol=1e-4)
     strict = ppo.fit_reward_model(chosen[:150], rejected[:150], layer=3, decay=1.0)
     assert strict.weight.norm() < model.weight.norm()
 
