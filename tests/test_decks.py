@@ -84,9 +84,7 @@ def test_slides_are_short_and_the_notes_hold_the_whole_text(path):
     for i, cell in enumerate(cells[3:], 3):
         if cell.cell_type != "markdown" or slide_type(cell) in ("notes", "text"):
             continue
-        parts = [
-            b for b in decks.blocks(cell.source) if not re.match(r"#|<a |\$\$|```|\|", b) and decks.PREDICT not in b
-        ]
+        parts = [b for b in decks.blocks(cell.source) if not decks.STAYS.match(b) and decks.PREDICT not in b]
         assert sum(map(decks.words, parts)) <= decks.WORDS or len(parts) < 3, cell.source
         if len(cell.source) < 0.9 * len(whole.get(cell.id, "")):
             [text] = [c.source for c in cells[i + 1 : i + 3] if slide_type(c) == "text"]

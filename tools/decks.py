@@ -33,6 +33,8 @@ LEANS = re.compile(
 )
 POINTS = re.compile(r"\b(it|its|they|them|their|this|these|those|such)\b")
 ENDS = re.compile(r"(?<! v)(?<!al)[.!?][\"”*)]*\s+(?=[A-Z\"“*`\[$])")
+# Headings, anchors, formulas, code, tables, pictures, and exercises.
+STAYS = re.compile(r"#|<a |\$\$|```|\||!\[|\*\*\d+ \(")
 LIST = re.compile(r"(?m)^(- |\d+\. )")
 
 
@@ -71,14 +73,14 @@ def blocks(source: str) -> list[str]:
 def brief(source: str) -> str:
     """Return the text for a slide: all of it if it is short, else whole sentences of about ``WORDS`` words together.
 
-    Headings, formulas, tables, code and predictions stay. Of the rest, the first sentence comes first, then those that
+    Headings, formulas, tables, code, exercises and predictions stay. Of the rest, the first sentence comes first, then those that
     define a term (in bold), the last one, which leads to the next cell, boxes, lists, and the beginnings of paragraphs.
     """
     if words(source) <= WORDS:
         return source
     kept, units = {}, []  # the blocks that stay; (block, text, rank, whether it needs the unit before)
     for number, block in enumerate(blocks(source)):
-        if re.match(r"#|<a |\$\$|```|\||!\[", block) or PREDICT in block:
+        if STAYS.match(block) or PREDICT in block:
             kept[number] = [block]
         elif block.startswith(">"):
             units.append((number, block, 3, False))
