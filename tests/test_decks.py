@@ -209,7 +209,7 @@ def test_every_slide_of_a_deck(browser, path, tmp_path):
 
 @pytest.mark.slow
 def test_handout(browser, tmp_path):
-    """A page for each slide, and with the notes a page more for each that has some."""
+    """A page for each slide, and with the notes at least a page more for each that has some."""
     [deck] = decks.write(PATHS[:1], tmp_path)
     page = decks.opened(browser, deck)
     slides, noted = page.evaluate(
@@ -220,4 +220,4 @@ def test_handout(browser, tmp_path):
     plain = len(re.findall(rb"/Type /Page\b", deck.with_suffix(".pdf").read_bytes()))
     decks.print_pdf(browser, deck, notes=True)
     with_notes = len(re.findall(rb"/Type /Page\b", deck.with_suffix(".pdf").read_bytes()))
-    assert plain == slides and with_notes == slides + noted > slides
+    assert plain == slides and with_notes >= slides + noted > slides
