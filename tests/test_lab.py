@@ -64,6 +64,8 @@ def test_run_all_and_slider(lab, browser):
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto(address)
     page.wait_for_selector(IDLE, timeout=3 * MINUTES)
+    page.wait_for_timeout(5000)  # JupyterLab shows "idle" for a moment before it starts the kernel
+    page.wait_for_selector(IDLE, timeout=3 * MINUTES)
     choose(page, "Run", "Run All Cells")
     cells = nbformat.read(path, as_version=4).cells
     page.wait_for_selector(f".jp-Notebook .jp-Cell >> nth={len(cells) - 1}", state="attached", timeout=5 * MINUTES)
