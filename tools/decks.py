@@ -35,7 +35,7 @@ POINTS = re.compile(r"\b(it|its|they|them|their|this|these|those|such)\b")
 ENDS = re.compile(r"(?<! v)(?<!al)[.!?][\"”*)]*\s+(?=[A-Z\"“*`\[$])")
 # Headings, anchors, formulas, code, tables, pictures, and exercises.
 STAYS = re.compile(r"#|<a |\$\$|```|\||!\[|\*\*\d+ \(")
-LIST = re.compile(r"(?m)^(- |\d+\. )")
+LIST = re.compile(r"- |\d+\. ")
 
 
 def leans(sentence: str) -> bool:
@@ -73,8 +73,9 @@ def blocks(source: str) -> list[str]:
 def brief(source: str) -> str:
     """Return the text for a slide: all of it if it is short, else whole sentences of about ``WORDS`` words together.
 
-    Headings, formulas, tables, code, exercises and predictions stay. Of the rest, the first sentence comes first, then those that
-    define a term (in bold), the last one, which leads to the next cell, boxes, lists, and the beginnings of paragraphs.
+    Headings, formulas, tables, code, exercises and predictions stay. Of the rest, the first sentence comes first, then
+    those that define a term (in bold), the last one if it leads to the next cell, boxes, lists, and the beginnings of
+    paragraphs.
     """
     if words(source) <= WORDS:
         return source
@@ -85,7 +86,7 @@ def brief(source: str) -> str:
         elif block.startswith(">"):
             units.append((number, block, 3, False))
         elif LIST.match(block):
-            items = re.split(r"\n(?=- |\d+\. )", block)
+            items = re.split(rf"\n(?={LIST.pattern})", block)
             units.append((number, "\n".join(sentences(item)[0] for item in items), 3, bool(units)))
         else:
             for j, text in enumerate(sentences(block)):

@@ -83,7 +83,7 @@
     const copies = (change) => Array.from({ length: pieces }, (_, i) => {
       const copy = node.cloneNode(true);
       change(copy, i);
-      return { ...part, node: copy };
+      return { ...part, node: copy, note: i === pieces - 1 ? part.note : null };
     });
     if (rows.length > 1) {
       return copies((copy, i) => {
