@@ -128,6 +128,12 @@ def reviews(split: str) -> list[dict]:
     return [row for row in read_jsonl(ASSETS / "prompting" / "reviews.jsonl") if row["split"] == split]
 
 
+def large_model(task: str) -> list[dict]:
+    """Return the answers of a large language model to one task, as ``assets/large_model/README.md`` describes them:
+    ``forms`` (80), ``judge`` (160), ``sql`` or ``sql with examples`` (260 each)."""
+    return [row for row in read_jsonl(ASSETS / "large_model" / "answers.jsonl") if row["task"] == task]
+
+
 def prompts(bed: str) -> dict[str, str]:
     """Return the prompts for one task (``assets/prompting/prompts.toml``), by name."""
     beds = tomllib.loads((ASSETS / "prompting" / "prompts.toml").read_text(encoding="utf-8"))
