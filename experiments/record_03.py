@@ -2,11 +2,9 @@
 
 03_optimizers: what each part of an optimizer is worth. A small Llama is trained for 400 steps, with several learning rates
 for each optimizer; the rate is chosen on one half of the held-out text and the other half is reported. 03_scaling: five
-sizes on the same million tokens. 03_memory: a model that reads a small text again and again. 03_mixing: a mixture of
-documentation and of this course's text. 03_precision: the same training with numbers of fewer bits.
+sizes on the same million tokens. 03_memory: a model that reads a small text again and again.
 """
 
-import contextlib
 import functools
 
 import runner
@@ -64,14 +62,14 @@ def train(model, tokens, steps: int, rate: float, **more):
     return training.Trainer(model, settings(steps, rate, **more)).train(tokens, progress=False)
 
 
-def step_by_step(model, updates, config, batch_of, clip=True, schedule=True, mixed=True) -> None:
-    """Train with any optimizer, and in mixed precision or in fp32. ``batch_of`` returns inputs and labels of a step."""
+def step_by_step(model, updates, config, batch_of, clip=True, schedule=True) -> None:
+    """Train with any optimizer, in mixed precision. ``batch_of`` returns inputs and labels of a step."""
     import torch
 
     from lecture_utils import training
 
     for step in range(config.steps):
-        with training.autocast() if mixed else contextlib.nullcontext():
+        with training.autocast():
             loss = training.next_token_loss(model, *batch_of(step))
         updates.zero_grad()
         loss.backward()
@@ -135,61 +133,6 @@ def memory(tokens: int, steps: int) -> None:
     training.Trainer(llama(128), settings(steps, 4e-3)).train(small, callback=each, progress=False)
 
 
-def mixture(share: float) -> dict:
-    """Train on documentation in which a share of the windows comes from this course's text."""
-    import torch
-
-    from lecture_utils import chunking, training
-
-    docs, _, test, _, encode = texts()
-    written = [section.text for section in chunking.lecture()]
-    course, held = encode(written[len(written) // 8 :]), encode(written[: len(written) // 8])
-    model, config, from_course = llama(96), settings(400, 5e-3), round(share * BATCH)
-
-    def batch_of(step):
-        batches = [training.get_batch(tokens, config, step) for tokens in (docs, course)]
-        return [torch.cat((a[from_course:], c[:from_course])) for a, c in zip(*batches, strict=True)]
-
-    adam = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=(0.9, 0.95), weight_decay=0.1)
-    step_by_step(model, adam, config, batch_of)
-    return {"documentation": loss_on(model, test), "course": loss_on(model, held)}
-
-
-def rounded(x, kind: str):
-    """Return numbers rounded to bf16 or to eight bits (e4m3), with one scale for the whole tensor or without. The gradient
-    passes as if nothing had been rounded."""
-    import torch
-
-    if kind == "fp32":
-        return x
-    if kind == "bf16":
-        low = x.to(torch.bfloat16).to(x.dtype)
-    else:
-        scale = 448 / x.detach().abs().max().clamp(min=1e-12) if kind == "fp8, scaled" else 1.0
-        low = (x * scale).clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype) / scale
-    return x + (low - x).detach()
-
-
-def precision(kind: str) -> dict:
-    """Train with the weights and inputs of every linear layer rounded to a format before they are multiplied."""
-    import torch
-
-    from lecture_utils import training
-
-    tokens, _, test, *_ = texts()
-    model, config = llama(96), settings(400, 5e-3)
-
-    def forward(layer, x):
-        return torch.nn.functional.linear(rounded(x, kind), rounded(layer.weight, kind))
-
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.Linear):
-            layer.forward = functools.partial(forward, layer)
-    adam = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=(0.9, 0.95), weight_decay=0.1)
-    step_by_step(model, adam, config, functools.partial(training.get_batch, tokens, config), mixed=False)
-    return {"test": loss_on(model, test)}
-
-
 if __name__ == "__main__":
     plans = [{"optimizer": name, "rate": rate} for name, rates in RATES.items() for rate in rates]
     runner.run("03_optimizers", plans, optimizer_run, separately=True)
@@ -197,6 +140,3 @@ if __name__ == "__main__":
     runner.run("03_scaling", plans, size, separately=True)
     if not runner.done("03_memory"):
         memory(200_000, 1_500)
-    runner.run("03_mixing", [{"share": share} for share in (0.0, 0.0625, 0.25, 0.5)], mixture, separately=True)
-    kinds = ("fp32", "bf16", "fp8, scaled", "fp8, unscaled")
-    runner.run("03_precision", [{"kind": kind} for kind in kinds], precision, separately=True)

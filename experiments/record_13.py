@@ -3,7 +3,7 @@
 `13_rules.csv`: right answers of five models by prompt and scoring rule. `13_runs.csv`: which test questions are answered
 rightly after training for two passes, with two seeds, and for three. `13_leak.csv`: a model that has read half of a
 benchmark. `13_answers.csv`: answers of six systems to questions of customers, for votes. `13_judge.csv`: a model chooses between
-a right and a wrong answer. `13_inspect.csv`: the same questions asked by a second harness (it needs the extra `inspect`).
+a right and a wrong answer.
 """
 
 import dataclasses
@@ -282,55 +282,10 @@ def answers(system: str) -> None:
         })  # fmt: skip
 
 
-# --- the second harness
-
-
-def second_harness(count: int) -> dict:
-    """Let inspect-ai ask the finetuned model ``count`` questions on the course, offline, and count the keys; compare with our
-    own loop. It needs the extra ``inspect``, which no notebook imports."""
-    import tempfile
-
-    from inspect_ai import Task, eval
-    from inspect_ai.dataset import Sample
-    from inspect_ai.model import GenerateConfig, get_model
-    from inspect_ai.scorer import Score, accuracy, scorer, stderr
-    from inspect_ai.solver import generate
-
-    from lecture_utils import evaluation
-
-    @scorer(metrics=[accuracy(), stderr()])
-    def has_key():
-        async def score(state, target):
-            return Score(
-                value=int(data.contains_key(state.output.completion, target.text)), answer=state.output.completion
-            )
-
-        return score
-
-    items = benchmark.items("course")[:count]
-    model, tokenizer = load("facts of the course")
-    ours = evaluation.generate_answers(model, tokenizer, [item.question for item in items], 32)
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(f"{folder}/model")
-        tokenizer.save_pretrained(f"{folder}/model")
-        samples = [Sample(input=item.question, target=item.key) for item in items]
-        settings = GenerateConfig(temperature=1.0, top_k=1, max_tokens=32, max_connections=8)
-        theirs = get_model("hf/local", model_path=f"{folder}/model", device="cpu", config=settings)
-        task = Task(dataset=samples, solver=generate(), scorer=has_key())
-        (log,) = eval(task, model=theirs, display="none", log_dir=f"{folder}/logs")
-        said = [sample.output.completion.strip() for sample in log.samples]  # read from the folder
-    return {
-        "right, ours": sum(data.contains_key(a, item.key) for a, item in zip(ours, items, strict=True)),
-        "right, theirs": round(log.results.scores[0].metrics["accuracy"].value * count),
-        "same answers": sum(a == b for a, b in zip(ours, said, strict=True)),
-    }  # fmt: skip
-
-
 SYSTEMS = ("untouched", "rude clerk", "chat model with passages", "reader", "nearest sentence", "marked words")
 
 
 def main() -> None:
-    runner.run("13_inspect", [{"count": 40}], second_harness)
     planned = [{"part": "course", "model": m, "prompt": p} for m in MODELS for p in benchmark.PROMPTS]
     first = next(iter(benchmark.PROMPTS))
     planned += [
