@@ -56,16 +56,19 @@ class Diagram:
         self.axes.set(xlim=(0, width), ylim=(0, height), aspect="equal")
         self.axes.axis("off")
 
-    def box(self, x, y, text: str = "", width=1.4, height=0.55, kind: str = "plain", size=9.5, fill=0.18) -> Box:
-        """Draw a box with its lower left corner at (x, y) and return it."""
+    def box(
+        self, x, y, text: str = "", width=1.4, height=0.55, kind: str = "plain", size=9.5, fill=0.18, line=None
+    ) -> Box:
+        """Draw a box with its lower left corner at (x, y) and return it. ``line`` is the width of a solid outline, in
+        place of the kind's own."""
         from matplotlib.colors import to_rgba
         from matplotlib.patches import FancyBboxPatch
 
-        color, line, style = KINDS[kind]
+        color, width_of_kind, style = KINDS[kind]
         self.axes.add_patch(
             FancyBboxPatch(
                 (x, y), width, height, boxstyle="round,pad=0,rounding_size=0.06", facecolor=to_rgba(color, fill),
-                edgecolor=color, linewidth=line, linestyle=style,
+                edgecolor=color, linewidth=line or width_of_kind, linestyle="-" if line else style,
             )
         )  # fmt: skip
         self.text(x + width / 2, y + height / 2, text, size=size)
@@ -161,7 +164,7 @@ HANDED_ON = ("next\ntoken", "a block", "base\nmodel", "an assistant", "memory\nb
              "a claim\nto test", "a measure", "written\nsteps")  # fmt: skip
 
 
-def course_map(path: tuple[int, ...] = ()) -> None:
+def course_map(path: tuple[int, ...]) -> None:
     """Draw the notebooks of the course, and what each hands on to the next. ``path``: those with a thick frame."""
     d = Diagram(9.6, 5.7)
     kinds, boxes = ("data", "trained", "good", "frozen"), []
@@ -169,9 +172,8 @@ def course_map(path: tuple[int, ...] = ()) -> None:
         row, column = divmod(i, 4)
         x = 3 - column if row % 2 else column  # every second row runs back
         text = f"{i + 1:02}\n{stop}"
-        boxes.append(d.box(1.2 + 2.2 * x, 4.6 - 1.45 * row, text, 1.3, 0.85, kinds[row]))
-        if i + 1 in path:
-            d.axes.patches[-1].set(linewidth=3.5, linestyle="-")
+        line = 3.5 if i + 1 in path else 1.2
+        boxes.append(d.box(1.2 + 2.2 * x, 4.6 - 1.45 * row, text, 1.3, 0.85, kinds[row], line=line))
     for here, there, what in zip(boxes, boxes[1:], HANDED_ON, strict=False):
         d.arrow(here, there)
         (x, y), (u, v) = here.center, there.center
@@ -180,7 +182,7 @@ def course_map(path: tuple[int, ...] = ()) -> None:
         d.text(at, (y + v) / 2 + 0.27 * (y == v), what, 7, side)
     for row, name in enumerate(("making", "adapting", "using and\njudging", "after\n2023")):
         d.text(0.55, 5.02 - 1.45 * row, name, weight="bold")
-    chosen = f" {', '.join(f'{n:02}' for n in path)} have a thick frame." if path else ""
+    chosen = f" {', '.join(f'{n:02}' for n in path)} have a thick frame."
     d.show(
         "A map of the notebooks in rows of four, joined by arrows in order: making, adapting, using and judging, and what "
         "came after 2023, which is evaluation, reasoning and agents." + chosen

@@ -90,7 +90,7 @@ def diagram():
             d.arrow(boxes[start], boxes[end])
     for x, y, name in (
         (0.78, 2.88, "prompt tuning"), (2.95, 3.28, "prefix tuning"), (2.6, 0.37, "LoRA"), (3.4, 0.37, "(IA)³"),
-        (5.55, 0.37, "LoRA"), (6.35, 0.37, "(IA)³"), (5.9, 2.4, "adapter layers: after each part"),
+        (5.55, 0.37, "LoRA"), (6.35, 0.37, "(IA)³"), (4.43, 2.18, "adapter layers"), (7.38, 2.18, "adapter layers"),
     ):  # fmt: skip
         d.text(x, y, name, size=8.5)
     d.legend(0.1, 0.08, frozen="frozen", trained="trained, one kind in each method")
@@ -146,7 +146,7 @@ def qlora_diagram():
         (scales, weight), (weight, product), (x, product), (x, A), (A, B), (B, plus), (product, plus), (plus, h),
     ):  # fmt: skip
         d.arrow(start, end)
-    for start, end, bend in ((plus, B, 0.45), (B, A, 0.45), (product, x, 0.12)):
+    for start, end, bend in ((plus, B, 0.45), (B, A, 0.45), (A, x, 0.3), (plus, product, -0.3), (product, x, 0.12)):
         d.arrow(start, end, bend=bend, dashed=True, color=plotting.RED)
     d.text(2.6, 1.92, "through W to earlier layers", size=8.5, color=plotting.RED)
     d.text(4.9, 0.14, "dashed red: gradients. They change only A and B", size=8.5, color=plotting.RED)
