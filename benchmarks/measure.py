@@ -242,7 +242,8 @@ EXPLAINED = """
 - **forward and backward**: one step of training from random weights on 4 texts of 256 tokens.
 - **finetuning with QLoRA**: the same pairs, adapter and batch size in all rows, counted in tokens of the answers. *TRL, our
   settings* is TRL's own trainer, with the loss on the answers and without gradient checkpointing. *The lecture's
-  settings* are those of 2023, with the loss on all tokens, rows in random order and gradient checkpointing. Packing with FlashAttention, Liger kernels and unsloth need a GPU.
+  settings* are those of 2023, with the loss on all tokens, rows in random order and gradient checkpointing.
+  Packing with FlashAttention, Liger kernels and unsloth need a GPU.
 - **searching**: a hundred questions, by words in the course's text, and by meaning among 100,000 vectors.
 - **importing**: in a new process, so the ratio says how many times longer another import takes.
 """
