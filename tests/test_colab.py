@@ -176,8 +176,7 @@ def test_notebook_runs_alone_on_colab(path, runtime, tmp_path):
     listing = "import importlib.metadata as m, json; print(json.dumps(m.packages_distributions()))"
     whose = json.loads(ask(python, env, listing))
     loaded = {name.lower().replace("_", "-") for module in imported for name in whose.get(module, [])}
-    stale = changed & loaded - {"certifi"}  # only a file of certificates, whose path stays the same
-    assert "numpy" in loaded and not stale, f"needs a restart: {stale}"
+    assert "numpy" in loaded and not changed & loaded, f"needs a restart: {changed & loaded}"
     if "finetune" not in links.extras_of(links.packages_of(code[0].source)):
         assert not {"trl", "bitsandbytes"} & set(after)
 
