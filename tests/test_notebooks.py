@@ -9,6 +9,7 @@ from pathlib import Path
 import links
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
 from lecture_utils import data
 
@@ -182,6 +183,15 @@ def test_committed_as_run(notebook):
             shown = text + str(output.get("data", {}).get("text/html", ""))
             assert not re.search(r"\bnan\b", shown), f"a number that is none: cell {cell.id}"
             assert not re.search(r"(/root|/home/|/work/|/Users/|[A-Z]:\\\\)", text), f"a path: {text[:200]}"
+
+
+def test_no_table_is_made_and_not_shown(notebook):
+    """A table is displayed only as the last expression of its cell, and a sentence that reads it stands beside nothing."""
+    for cell in code(notebook):
+        for statement in ast.parse(TransformerManager().transform_cell(cell.source)).body[:-1]:
+            call = statement.value if isinstance(statement, ast.Expr) else None
+            name = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
+            assert name not in ("plotting.table", "HTML"), f"move it to the end of cell {cell.id}"
 
 
 def test_committed_at_laptop_scale(notebook):
