@@ -5,6 +5,7 @@ processor time. Interrupted, each goes on from its last checkpoint under `build/
 The last transformer becomes `lecture-base`, the base model of notebooks 03 and 04.
 """
 
+import ctypes
 import math
 import multiprocessing
 import sys
@@ -50,13 +51,20 @@ def add(run: str, parameters: int, tokens: int, seconds: int, loss: float, score
     print(f"{run}: {loss:.3f}", flush=True)
 
 
+def keep_memory() -> None:
+    """Let glibc keep large freed blocks, which makes a training step with a vocabulary of 4,096 22 % faster."""
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+    libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
 def record(kind: str) -> None:
     """Train and judge each run of a kind that is not in the CSV yet."""
     import torch
 
-    from lecture_utils import corpus, models, runtime, training
+    from lecture_utils import corpus, models, training
 
-    runtime.keep_memory()
+    keep_memory()
     torch.set_num_threads(1)
     tokenizer = models.load_tokenizer(str(FOLDER))
     docs = corpus.load()

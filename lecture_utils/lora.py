@@ -5,8 +5,6 @@ import math
 import torch
 from torch import nn
 
-from lecture_utils.quantization import Linear4bit
-
 
 class LoRALinear(nn.Module):
     """A frozen linear layer ``base`` with an adapter beside it, which maps (..., inputs) to (..., outputs). The base is
@@ -50,17 +48,3 @@ class LoRALinear(nn.Module):
         if self.merged != merged:
             self.base.weight += sign * self.delta().to(self.base.weight.dtype)
             self.merged = merged
-
-
-def add_adapters(model: nn.Module, targets: tuple[str, ...], rank: int, alpha: float, dropout: float = 0.0) -> int:
-    """Freeze a model, add an adapter to each linear layer whose last name is one of ``targets`` (in place), and return
-    the number of adapters."""
-    linear = nn.Linear | Linear4bit
-    found = [(n, m) for n, m in model.named_modules() if n.split(".")[-1] in targets and isinstance(m, linear)]
-    if not found:
-        raise ValueError(f"No linear layer has one of the names {targets}.")
-    model.requires_grad_(False)
-    for name, module in found:
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, LoRALinear(module, rank, alpha, dropout))
-    return len(found)

@@ -12,9 +12,8 @@ LLAMA = {  # the sizes of LLaMA (65B, 2302.13971, table 2) and Llama 2 (2307.092
     "65B": Shape(32_000, width=8192, feed_forward=22_016, layers=80, heads=64, kv_heads=64, head_width=128, tied=False),
     "70B": Shape(32_000, width=8192, feed_forward=28_672, layers=80, heads=64, kv_heads=8, head_width=128, tied=False),
 }
-# Bytes per parameter in full finetuning, without activations:
-FULL_12 = 2 + 2 + 8  # 16-bit weights and gradients, two fp32 Adam moments
-FULL_16 = 4 + 4 + 8  # the same in fp32, or in 16 bits with an fp32 copy of the weights
+# Bytes per parameter in full finetuning in fp32, without activations: weights, gradients, two Adam moments
+FULL_16 = 4 + 4 + 8
 # Measured / counted activations by bytes of a number, fitted on three runs with LoRA in 16 bits (2) and two full ones in
 # fp32 (4), which are `record_06.peak("full", 12)` and 24. Notebook 06 compares the estimates with other runs.
 ACTIVATION_FACTORS = {2: 1.65, 4: 1.3}

@@ -143,21 +143,6 @@ def test_use_less_memory_keeps_the_users_choice(monkeypatch):
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "32"
 
 
-def test_keep_memory_asks_glibc_alone(monkeypatch):
-    asked = []
-
-    class Library:
-        def __init__(self, name):
-            self.mallopt = lambda *setting: asked.append(setting)
-
-    monkeypatch.setattr(runtime.ctypes, "CDLL", Library)
-    for system, libc in (("Darwin", ""), ("Linux", "musl"), ("Linux", "glibc")):
-        monkeypatch.setattr(runtime.platform, "system", lambda system=system: system)
-        monkeypatch.setattr(runtime.platform, "libc_ver", lambda libc=libc: (libc, ""))
-        runtime.keep_memory()
-    assert asked == [(-3, 1 << 30), (-1, 2**31 - 1)]
-
-
 def test_progress_bars_move_once_a_second_and_say_so_to_every_library():
     """More widget messages than a socket holds (1,000) and nbval waits in vain for the end of a cell."""
     code = (
