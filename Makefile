@@ -38,7 +38,7 @@ models: $(VENV)/.installed
 lab: setup       ## open JupyterLab
 	$(BIN)/jupyter lab notebooks
 
-check: $(VENV)/.installed   ## lint, and check the rules for notebooks and the promises of SECURITY.md, in seconds
+check: $(VENV)/.installed   ## lint, and check the rules for notebooks and the promises of SECURITY.md, in less than a minute
 	$(RUN) tools/verify.py --only check
 
 new: $(VENV)/.installed   ## create a notebook that runs and passes `make check` (NB=13_agents TITLE="Agents")

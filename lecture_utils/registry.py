@@ -73,7 +73,7 @@ class ModelCard:
     count: int = 0  # number of parameters, if there is no shape
     chat_template: str | None = None  # None for the tokenizer's own
     template_options: tuple[tuple[str, object], ...] = ()
-    pad_token: str | None = None  # None for the tokenizer's own
+    pad_token: str | None = None  # None for the tokenizer's own, or its unknown token if that one ends a turn
 
     @property
     def parameters(self) -> int:
