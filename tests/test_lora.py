@@ -24,7 +24,6 @@ def pair(rank=3, alpha=12):
     theirs = peft.get_peft_model(
         copy.deepcopy(ours), peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=["up", "down"])
     )
-    ours.requires_grad_(False)
     for name in ("up", "down"):
         setattr(ours, name, lora.LoRALinear(getattr(ours, name), rank, alpha))
         layer = getattr(theirs.base_model.model, name)
