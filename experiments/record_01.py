@@ -8,6 +8,7 @@ The last transformer becomes `lecture-base`, the base model of notebooks 03 and 
 import ctypes
 import math
 import multiprocessing
+import platform
 import sys
 import time
 from pathlib import Path
@@ -52,10 +53,12 @@ def add(run: str, parameters: int, tokens: int, seconds: int, loss: float, score
 
 
 def keep_memory() -> None:
-    """Let glibc keep large freed blocks, which makes a training step with a vocabulary of 4,096 22 % faster."""
-    libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-    libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    """Let glibc keep large freed blocks, which made a training step with a vocabulary of 4,096 faster by 22 %. Elsewhere
+    it does nothing."""
+    if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def record(kind: str) -> None:

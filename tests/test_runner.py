@@ -39,3 +39,21 @@ def test_each_run_is_done_once_in_its_own_process_and_what_is_there_is_not_repea
     assert run.stdout.count("ran a") == 1 and run.stdout.count("ran b") == 2
     for name in ("99_first", "99_second"):
         assert (tmp_path / f"{name}.csv").read_text().splitlines()[1:] == ["size,twice", "a,aa", "b,bb"]
+
+
+def test_keep_memory_asks_glibc_alone(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    import record_01
+
+    asked = []
+
+    class Library:
+        def __init__(self, name):
+            self.mallopt = lambda *setting: asked.append(setting)
+
+    monkeypatch.setattr(record_01.ctypes, "CDLL", Library)
+    for system, libc in (("Darwin", ""), ("Linux", "musl"), ("Linux", "glibc")):
+        monkeypatch.setattr(record_01.platform, "system", lambda system=system: system)
+        monkeypatch.setattr(record_01.platform, "libc_ver", lambda libc=libc: (libc, ""))
+        record_01.keep_memory()
+    assert asked == [(-3, 1 << 30), (-1, 2**31 - 1)]
