@@ -77,6 +77,20 @@ y = 2
     assert decks.brief(kept[2]) == kept[2]
 
 
+def test_sentences_in_parentheses_stay_together():
+    text = "A cat. (It is long, and (so on) here. It goes on.) **Three.** Four dogs. Five (a part."
+    found = ["A cat. (It is long, and (so on) here. It goes on.)", "**Three.** Four dogs.", "Five (a part."]
+    assert decks.sentences(text) == found
+
+
+def test_items_of_lists_keep_their_number_and_say_something():
+    assert decks.lead("1. A cat sat on the mat. It slept.") == "1. A cat sat on the mat."
+    assert decks.lead("- **Key**. Is it there? It was.") == "- **Key**. Is it there?"
+    assert decks.lead("10. One") == "10. One"
+    assert decks.named("- **Key** (`key`): is it there?") == "- **Key** (`key`)"
+    assert decks.named("- A **key** fits here. It is small.") == "- A **key** fits here."
+
+
 def test_slides_are_short_and_the_notes_hold_the_whole_text(path):
     """Beside headings, formulas, code, tables and predictions, a text has about 60 words, or is one sentence."""
     whole = {cell.id: cell.source for cell in lecture.offline(nbformat.read(path, as_version=4), ".html", "#/").cells}

@@ -50,13 +50,27 @@ def words(text: str) -> int:
 
 
 def sentences(text: str) -> list[str]:
-    """Split a paragraph; a lead-in in bold stays with its sentence."""
+    """Split a paragraph; a lead-in in bold stays with its sentence, and so do several sentences in parentheses."""
     found, start = [], 0
     for end in [match.end() for match in ENDS.finditer(text)] + [len(text)]:
-        if not re.fullmatch(r"\W*\*\*[^*]+\*\*\s*", text[start:end]):
+        part = text[start:end]
+        if not re.fullmatch(r"\W*\*\*[^*]+\*\*\s*", part) and part.count("(") == part.count(")"):
             found.append(text[start:end].strip())
             start = end
     return [*found, text[start:]] if text[start:].strip() else found
+
+
+def lead(item: str) -> str:
+    """Return the first sentence of a list's item, or the first two if that one only names it."""
+    mark, text = re.match(rf"({LIST.pattern})(.*)", item, re.DOTALL).groups()
+    first, *rest = sentences(text)
+    return mark + " ".join([first, *rest[: words(first) < 4]])
+
+
+def named(item: str) -> str:
+    """Return the words in bold with which a list's item begins, or else its ``lead``."""
+    found = re.match(rf"({LIST.pattern})\*\*[^*]+\*\*(:| \([^()[]*\))?", item)
+    return found.group().rstrip(":") if found else lead(item)
 
 
 def blocks(source: str) -> list[str]:
@@ -74,7 +88,7 @@ def brief(source: str) -> str:
     """Return the text for a slide: all of it if it is short, else whole sentences of about ``WORDS`` words together.
 
     Headings, formulas, tables, code, exercises and predictions stay. Of the rest, the first sentence comes first, then
-    those that define a term (in bold), the last one if it leads to the next cell, boxes, lists, and the beginnings of
+    those that define a term (in bold), lists, the last one if it leads to the next cell, boxes, and the beginnings of
     paragraphs.
     """
     if words(source) <= WORDS:
@@ -87,7 +101,9 @@ def brief(source: str) -> str:
             units.append((number, block, 3, False))
         elif LIST.match(block):
             items = re.split(rf"\n(?={LIST.pattern})", block)
-            units.append((number, "\n".join(sentences(item)[0] for item in items), 3, bool(units)))
+            leads = "\n".join(map(lead, items))
+            text = leads if words(leads) <= WORDS / 2 else "\n".join(map(named, items))
+            units.append((number, text, 2, bool(units)))
         else:
             for j, text in enumerate(sentences(block)):
                 rank = 1 if "**" in text else 4 if j == 0 else 5
@@ -96,12 +112,14 @@ def brief(source: str) -> str:
         return source
     rank = {k: unit[2] for k, unit in enumerate(units)} | {0: 0}
     if units[-1][1].endswith((":", "?")):
-        rank[len(units) - 1] = 2
+        rank[len(units) - 1] = 2.5
     chosen: set[int] = set()
     for k in sorted(rank, key=lambda k: (rank[k], k)):
         needed = {k}
         while units[min(needed)][3]:
             needed.add(min(needed) - 1)
+        if rank[k] == 2 and sum(words(units[n][1]) for n in chosen | needed) > WORDS:
+            needed = {k}  # a list is understood without the sentence before it
         total = sum(words(units[n][1]) for n in chosen | needed)
         if not chosen or total <= (WORDS if rank[k] < 5 else WORDS / 2):
             chosen |= needed
