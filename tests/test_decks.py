@@ -77,9 +77,24 @@ y = 2
     assert decks.brief(kept[2]) == kept[2]
 
 
-def test_sentences_in_parentheses_stay_together():
-    text = "A cat. (It is long, and (so on) here. It goes on.) **Three.** Four dogs. Five (a part."
-    found = ["A cat. (It is long, and (so on) here. It goes on.)", "**Three.** Four dogs.", "Five (a part."]
+def test_every_heading_keeps_a_sentence():
+    filler = "The weather in this town is mild and pleasant on most days of the long year. " * 5
+    short = decks.brief(f"### One\n\nA cat sat. {filler}\n\n### Two\n\nThis is a dog. {filler}")
+    assert "### One\n\nA cat sat." in short and short.endswith("### Two\n\nThis is a dog.")
+
+
+def test_brief_asks_no_question_whose_answer_it_leaves_out():
+    filler = "The weather in this town is mild and pleasant on most days of the long year. " * 5
+    short = decks.brief(
+        f"A cat sat. Why did it sit? {filler}\n\nWhere is the dog? It is out, and **it** barks.\n\n{filler}"
+    )
+    assert "Why" not in short and "Where is the dog? It is out, and **it** barks." in short
+
+
+def test_sentences_in_parentheses_or_quotes_stay_together():
+    text = 'A cat. (It is long, and (so on) here. It goes on.) **Three.** Four dogs. She says, "I go. You stay." Five (a part.'
+    found = ["A cat. (It is long, and (so on) here. It goes on.)", "**Three.** Four dogs.", "She says, \"I go. You stay.\"",
+             "Five (a part."]  # fmt: skip
     assert decks.sentences(text) == found
 
 

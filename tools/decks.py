@@ -28,7 +28,7 @@ WORDS = 60  # of prose on a slide
 # A sentence that begins like this is not understood without the one before it.
 LEANS = re.compile(
     r"(But|And|So|Therefore|Then|Thus|Yet|However|Otherwise|Instead|Afterwards|This|These|That|Those|They|Their|It|Its|"
-    r"He|She|His|Her|Such|Both|Neither|Second|Third|For example|In other words|In the (first|second|third|other|others)|"
+    r"He|She|His|Her|Such|Both|Neither|Second|Third|For example|In other words|In the (first|second|third|fourth|fifth|last|other|others)|"
     r"The (first|second|third|other|others|latter|reason|result|same|two))\b"
 )
 POINTS = re.compile(r"\b(it|its|they|them|their|this|these|those|such)\b")
@@ -50,11 +50,12 @@ def words(text: str) -> int:
 
 
 def sentences(text: str) -> list[str]:
-    """Split a paragraph; a lead-in in bold stays with its sentence, and so do several sentences in parentheses."""
+    """Split a paragraph; a lead-in in bold stays with its sentence, and sentences in parentheses or quotes together."""
     found, start = [], 0
     for end in [match.end() for match in ENDS.finditer(text)] + [len(text)]:
         part = text[start:end]
-        if not re.fullmatch(r"\W*\*\*[^*]+\*\*\s*", part) and part.count("(") == part.count(")"):
+        whole = part.count("(") == part.count(")") and part.count('"') % 2 == 0
+        if whole and not re.fullmatch(r"\W*\*\*[^*]+\*\*\s*", part):
             found.append(text[start:end].strip())
             start = end
     return [*found, text[start:]] if text[start:].strip() else found
@@ -94,9 +95,10 @@ def brief(source: str) -> str:
     if words(source) <= WORDS:
         return source
     kept, units = {}, []  # the blocks that stay; (block, text, rank, whether it needs the unit before)
+    headed = False  # a heading needs a sentence below it
     for number, block in enumerate(blocks(source)):
         if STAYS.match(block) or PREDICT in block:
-            kept[number] = [block]
+            kept[number], headed = [block], block.startswith("#")
         elif block.startswith(">"):
             units.append((number, block, 3, False))
         elif LIST.match(block):
@@ -106,15 +108,16 @@ def brief(source: str) -> str:
             units.append((number, text, 2, bool(units)))
         else:
             for j, text in enumerate(sentences(block)):
-                rank = 1 if "**" in text else 4 if j == 0 else 5
-                units.append((number, text, rank, bool(units and leans(text))))
+                rank = 1 if "**" in text or headed else 6 if text.endswith("?") else 4 if j == 0 else 5
+                units.append((number, text, rank, bool(units and not headed and leans(text))))
+                headed = False
     if not units:
         return source
     rank = {k: unit[2] for k, unit in enumerate(units)} | {0: 0}
     if units[-1][1].endswith((":", "?")):
         rank[len(units) - 1] = 2.5
     chosen: set[int] = set()
-    for k in sorted(rank, key=lambda k: (rank[k], k)):
+    for k in sorted((k for k in rank if rank[k] < 6), key=lambda k: (rank[k], k)):  # a question comes with its answer
         needed = {k}
         while units[min(needed)][3]:
             needed.add(min(needed) - 1)
