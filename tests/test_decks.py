@@ -83,12 +83,15 @@ def test_every_heading_keeps_a_sentence():
     assert "### One\n\nA cat sat." in short and short.endswith("### Two\n\nThis is a dog.")
 
 
-def test_brief_asks_no_question_whose_answer_it_leaves_out():
+def test_brief_asks_no_question_without_its_answer():
     filler = "The weather in this town is mild and pleasant on most days of the long year. " * 5
-    short = decks.brief(
-        f"A cat sat. Why did it sit? {filler}\n\nWhere is the dog? It is out, and **it** barks.\n\n{filler}"
+    parts = ["A cat sat.", "Why did the cat sit?\n\nNobody knows.", "Where is **the dog**? Out.", "What now?"]
+    short = decks.brief("\n\n".join(f"{part} {filler}" for part in parts))
+    assert (
+        "Why did the cat sit?\n\nNobody knows." in short
+        and "Where is **the dog**?" in short
+        and "What now" not in short
     )
-    assert "Why" not in short and "Where is the dog? It is out, and **it** barks." in short
 
 
 def test_sentences_in_parentheses_or_quotes_stay_together():

@@ -109,7 +109,8 @@ def brief(source: str) -> str:
         else:
             for j, text in enumerate(sentences(block)):
                 rank = 1 if "**" in text or headed else 6 if text.endswith("?") else 4 if j == 0 else 5
-                units.append((number, text, rank, bool(units and not headed and leans(text))))
+                answers = bool(units) and units[-1][1].endswith("?")
+                units.append((number, text, rank, bool(units) and not headed and (answers or leans(text))))
                 headed = False
     if not units:
         return source
