@@ -56,7 +56,7 @@ def sentences(text: str) -> list[str]:
         part = text[start:end]
         whole = part.count("(") == part.count(")") and part.count('"') % 2 == 0
         if whole and not re.fullmatch(r"\W*\*\*[^*]+\*\*\s*", part):
-            found.append(text[start:end].strip())
+            found.append(part.strip())
             start = end
     return [*found, text[start:]] if text[start:].strip() else found
 
