@@ -3,8 +3,8 @@
 08_baselines: what answers without finetuning. 08_trials: how the settings were chosen, on the development set. 08_runs: the
 laptop's model finetuned on the shop's questions, with other data, seeds or settings. 08_forms: the merged and exported
 forms of an adapter that was trained as in the notebook. 08_coverage: the forms of the queries in the training sets.
-08_long: other rates, alphas and numbers of pairs, judged on the development questions. The last is packaged as shop-sql, and 08_packaged
-judges it.
+08_long: other rates, alphas and numbers of pairs, judged on the development questions. The last is packaged as shop-sql,
+and 08_packaged judges it.
 """
 
 import dataclasses

@@ -28,7 +28,8 @@ WORDS = 60  # of prose on a slide
 # A sentence that begins like this is not understood without the one before it.
 LEANS = re.compile(
     r"(But|And|So|Therefore|Then|Thus|Yet|However|Otherwise|Instead|Afterwards|This|These|That|Those|They|Their|It|Its|"
-    r"He|She|His|Her|Such|Both|Neither|Second|Third|For example|In other words|In the (first|second|third|fourth|fifth|last|other|others)|"
+    r"He|She|His|Her|Such|Both|Neither|Second|Third|For example|In other words|"
+    r"In the (first|second|third|fourth|fifth|last|other|others)|"
     r"The (first|second|third|other|others|latter|reason|result|same|two))\b"
 )
 POINTS = re.compile(r"\b(it|its|they|them|their|this|these|those|such)\b")
@@ -89,8 +90,8 @@ def brief(source: str) -> str:
     """Return the text for a slide: all of it if it is short, else whole sentences of about ``WORDS`` words together.
 
     Headings, formulas, tables, code, exercises and predictions stay. Of the rest, the first sentence comes first, then
-    those that define a term (in bold), lists, the last one if it leads to the next cell, boxes, and the beginnings of
-    paragraphs.
+    those that define a term (in bold) or stand below a heading, lists, the last one if it leads to the next cell, boxes,
+    and the beginnings of paragraphs. A question comes with its answer only.
     """
     if words(source) <= WORDS:
         return source
@@ -118,7 +119,7 @@ def brief(source: str) -> str:
     if units[-1][1].endswith((":", "?")):
         rank[len(units) - 1] = 2.5
     chosen: set[int] = set()
-    for k in sorted((k for k in rank if rank[k] < 6), key=lambda k: (rank[k], k)):  # a question comes with its answer
+    for k in sorted((k for k in rank if rank[k] < 6), key=lambda k: (rank[k], k)):
         needed = {k}
         while units[min(needed)][3]:
             needed.add(min(needed) - 1)
