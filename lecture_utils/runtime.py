@@ -192,13 +192,16 @@ def peak_memory() -> str:
 
 
 def quiet() -> None:
-    """Hide other libraries' advice and inner progress bars, but not errors. Call this before importing transformers."""
+    """Hide other libraries' advice and inner progress bars, but not errors, and let datasets do without a home folder.
+    Call this before importing transformers."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # otherwise trl's trainers report model and GPU to the hub
     os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
+    if not os.access(os.path.expanduser("~"), os.W_OK):  # as for some accounts of a shared server
+        os.environ.setdefault("HF_DATASETS_CACHE", tempfile.mkdtemp())
     if scale() != "gpu":  # at GPU scale, the bar is useful, because gigabytes are downloaded
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # cpp_extension: torch with CUDA on a machine without a GPU, as on Colab by default, warns when it compiles.

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -19,6 +20,14 @@ def test_scale_follows_the_override_and_refuses_nonsense(monkeypatch):
     monkeypatch.setenv("LECTURE_SCALE", "huge")
     with pytest.raises(ValueError, match="laptop, gpu, smoke"):
         runtime.scale()
+
+
+def test_datasets_does_without_a_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for home, elsewhere in ((tmp_path, False), (tmp_path / "nowhere", True)):
+        monkeypatch.setattr(os, "environ", {"HOME": str(home)})
+        runtime.quiet()
+        assert os.access(os.environ.get("HF_DATASETS_CACHE", ""), os.W_OK) == elsewhere
 
 
 def test_smoke_scale_limits_what_helpers_do_and_no_other_scale_does(monkeypatch):
