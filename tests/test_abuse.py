@@ -66,12 +66,20 @@ class Kernel:
         self.client.wait_for_ready(timeout=120)
 
     def run(self, source: str, interrupt_after: float | None = None) -> dict:
-        """Run a cell and return its reply."""
+        """Run a cell and return its reply. If the interrupt came when the kernel was just done, no reply may ever come; then
+        the cell counts as interrupted, and is run again."""
         timer = threading.Timer(interrupt_after or 0, self.manager.interrupt_kernel)
         if interrupt_after:
             timer.start()
         try:
-            return self.client.execute_interactive(source, timeout=1800, output_hook=lambda message: None)["content"]
+            patience = 600 if interrupt_after else 1800
+            return self.client.execute_interactive(source, timeout=patience, output_hook=lambda message: None)[
+                "content"
+            ]
+        except TimeoutError:
+            if not interrupt_after:
+                raise
+            return {"status": "error", "ename": "KeyboardInterrupt"}
         finally:
             timer.cancel()
 
