@@ -43,15 +43,17 @@ class Room:
             print(f"{bed}: {setting} {draw}: {marks.count('x')} of {len(marks)}", flush=True)
 
 
-# --- the shop's inbox: forms from messages. The test is the first 80 of its 160 messages.
+# --- the shop's inbox: forms from messages. Prompts are compared on the first 80 of its 160 test messages.
 
 
 class Inbox:
-    """The chat model, and the messages; each setting that the CSV lacks is asked, and its row is added."""
+    """The chat model, and the messages (``fresh``: the other 80 of the test, for a few results); each setting that the CSV
+    lacks is asked, and its row is added."""
 
     def __init__(self, room: Room):
         self.room, self.asks = room, data.prompts("inbox")
-        self.test, self.dev = inbox.messages("test")[:80], inbox.messages("dev")
+        test = inbox.messages("test")
+        self.test, self.fresh, self.dev = test[:80], test[80:], inbox.messages("dev")
         self.done = {(row["bed"], row["setting"], row["draw"]) for row in runner.done("10_inbox")}
 
     def ask(self, bed: str, setting: str, prompt, draw: int = 0, kind: str = "form", rows=None) -> None:
@@ -113,15 +115,14 @@ def roles(place: Inbox) -> None:
 
 
 def retest(place: Inbox) -> None:
-    """What looked better than the clear instruction, on the other half of the test messages."""
-    rows = inbox.messages("test")[80:]
+    """What looked better than the clear instruction, and the forms put together, on the other half of the test messages."""
     for name, prompt in (
         ("clear", place.shown(0, 0)),
         ("message last", place.shown(0, 0, "message last")),
         ("clerk", prompting.Prompt(place.asks["clear"], system=data.prompts("roles")["clerk"])),
     ):
-        place.ask("again", name, prompt, rows=rows)
-    place.ask("again", "four copied", place.shown(4, 0), kind="copy", rows=rows)
+        place.ask("again", name, prompt, rows=place.fresh)
+    place.ask("again", "four copied", place.shown(4, 0), kind="copy", rows=place.fresh)
 
 
 ALONE = {  # a question for each field
@@ -146,7 +147,7 @@ def split_up(place: Inbox) -> None:
             place.marks("alone", field, 0, [True] * len(said), right, said[0])
     for count, draw in ((0, 0), (4, 0), (4, 1), (4, 2)):
         mood(place, f"mood, {count} shown", place.test, count, draw)
-    mood(place, "mood, 4 shown, again", inbox.messages("test")[80:], 4, 0)
+    mood(place, "mood, 4 shown, again", place.fresh, 4, 0)
 
 
 def mood(place: Inbox, setting: str, tested: list[dict], count: int, draw: int) -> None:

@@ -200,8 +200,8 @@ def quiet() -> None:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # otherwise trl's trainers report model and GPU to the hub
     os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
-    if not os.access(os.path.expanduser("~"), os.W_OK):  # as for some accounts of a shared server
-        os.environ.setdefault("HF_DATASETS_CACHE", tempfile.mkdtemp())
+    if "HF_DATASETS_CACHE" not in os.environ and not os.access(os.path.expanduser("~"), os.W_OK):  # a shared server
+        os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp()
     if scale() != "gpu":  # at GPU scale, the bar is useful, because gigabytes are downloaded
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # cpp_extension: torch with CUDA on a machine without a GPU, as on Colab by default, warns when it compiles.

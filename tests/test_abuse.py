@@ -26,6 +26,7 @@ from lecture_utils import downloads, models
 pytestmark = pytest.mark.slow
 PATHS = lecture.found(None)
 LONG = 8  # seconds after which a cell is interrupted, once
+INTERRUPTED = ("KeyboardInterrupt", "CancelledError")  # the second in a cell with await
 # $0, the folder, stays writable; the sockets to the kernel lie in it, so it needs no network
 CAGE = [
     "unshare",
@@ -111,10 +112,7 @@ def test_notebook_survives(kernel, path):
     for cell in cells[1:]:
         kernel.run(imports(cell.source))
         reply = kernel.run(cell.source, interrupt_after=LONG)
-        if reply["status"] == "error" and reply["ename"] in (
-            "KeyboardInterrupt",
-            "CancelledError",
-        ):  # in a cell with await
+        if reply["status"] == "error" and reply["ename"] in INTERRUPTED:
             interrupted.append(cell.id)
             reply = kernel.run(cell.source)
         passed(reply, cell, "after an interrupt" if cell.id in interrupted else "first run")
